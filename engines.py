@@ -1,0 +1,175 @@
+"""What computes a batch: OpenVINO on a CPU, Keras itself elsewhere; and the cache of converted models.
+
+An engine is called with a list of arrays, one for each input of the model, and returns the list of its outputs, all
+with the batch as their first axis. One thread calls it at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger("keras_server")
+
+Engine = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
+def processors() -> int:
+    """Return how many processors this process may use: its affinity, cut by the container's CPU quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # cgroup v2: "150000 100000" is one and a half, "max" no quota
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        quota, period = Path("/sys/fs/cgroup", group, "cpu.max").read_text().split()
+        count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def accelerated() -> bool:
+    """Return whether Keras computes on something that OpenVINO would not use. Imports Keras only if that may be."""
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        return True  # a backend chosen by hand is to be used
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+        return False
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def openvino() -> Any:
+    """Import OpenVINO without its telemetry package, which would report to its makers at import."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def has_bfloat16() -> bool:
+    """Return whether this processor computes in bfloat16."""
+    return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVINOEngine:
+    """Runs a model on the CPU."""
+
+    name = "openvino"
+
+    def __init__(self, converted: Any, precision: str, threads: int):
+        """Compile what convert() returned, or the .xml file of it."""
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, with all threads on it
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        compiled = openvino().Core().compile_model(converted, "CPU", options)
+        self.request = compiled.create_infer_request()
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Compute one batch."""
+        return list(self.request.infer(inputs, share_inputs=True).to_tuple())
+
+
+class KerasEngine:
+    """Runs a model on whatever Keras' backend computes on: TensorFlow, JAX or PyTorch, with or without a GPU."""
+
+    def __init__(self, keras_model: Any, max_batch: int):
+        import keras
+
+        self.model, self.tree, self.backend = keras_model, keras.tree, keras.backend.backend()
+        self.name = f"keras/{self.backend}"
+        self.function = trace(keras_model) if self.backend == "tensorflow" else None
+        if self.backend == "jax":  # which compiles each size anew: only powers of two, and all of them now
+            for size in (2**k for k in range((max_batch - 1).bit_length() + 1)):
+                self([np.zeros((size, *(d or 1 for d in t.shape[1:])), t.dtype) for t in keras_model.inputs])
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Compute one batch."""
+        if self.function:
+            return [output.numpy() for output in self.function(*inputs)]
+        rows = len(inputs[0])
+        if self.backend == "jax" and (padding := 2 ** (rows - 1).bit_length() - rows):
+            inputs = [np.concatenate([a, np.repeat(a[-1:], padding, axis=0)]) for a in inputs]
+        packed = self.tree.pack_sequence_as(self.model.input, inputs)
+        return [np.asarray(output)[:rows] for output in self.tree.flatten(self.model.predict_on_batch(packed))]
+
+
+def convert(keras_model: Any) -> Any:
+    """Return the model in OpenVINO's form, for any batch size.
+
+    Raises whatever the converter does; RuntimeError where Keras runs on another backend than TensorFlow.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
+    return openvino().convert_model(trace(keras_model))
+
+
+def trace(keras_model: Any) -> Any:
+    """Return one TensorFlow function from flat inputs to flat outputs that holds for every batch size."""
+    import keras
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in keras_model.inputs])
+    def forward(*inputs: Any) -> list[Any]:
+        packed = keras.tree.pack_sequence_as(keras_model.input, inputs)
+        return keras.tree.flatten(keras_model(packed, training=False))
+
+    return forward.get_concrete_function()
+
+
+class Cache:
+    """A folder of converted models, from which a start needs neither Keras nor the conversion.
+
+    A model is found by a hash of its name, of its file's bytes and of the versions that take part in converting it.
+    """
+
+    FORMAT = 1  # to be raised when what an entry holds changes
+    ENTRIES = 8  # the newest are kept
+
+    def __init__(self, folder: str, name: str, files: Iterable[Path]):
+        """Look for the model `name` that these files hold. Without a folder or files nothing is found or kept."""
+        key = hashlib.sha256(f"{self.FORMAT} {name}".encode())
+        for package in ("openvino", "keras", "tensorflow"):
+            key.update(metadata.version(package).encode())
+        for file in (files := [*files]):
+            with file.open("rb") as content:
+                key.update(hashlib.file_digest(content, "sha256").digest())
+        self.folder = Path(folder).expanduser() if folder and files else None
+        self.entry = (self.folder or Path()) / f"{name}-{key.hexdigest()[:32]}"
+
+    def read(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the path of the converted model and what was kept with it, or None."""
+        try:
+            status = self.folder.stat() if self.folder else None
+            if not status or status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return None  # others may write there: what it holds is not to be trusted
+            return self.entry / "model.xml", json.loads((self.entry / "about.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, converted: Any, about: dict[str, Any]) -> None:
+        """Keep a converted model for the next start. A folder that cannot be written to is no reason not to serve."""
+        if not self.folder:
+            return
+        try:
+            self.folder.mkdir(0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as temporary:
+                openvino().save_model(converted, Path(temporary, "model.xml"), compress_to_fp16=False)
+                Path(temporary, "about.json").write_text(json.dumps(about))
+                os.rename(temporary, self.entry)  # whole or not at all, whoever else starts just now
+            for old in sorted(self.folder.glob("*-*"), key=os.path.getmtime)[: -self.ENTRIES]:
+                shutil.rmtree(old, ignore_errors=True)
+        except (OSError, RuntimeError) as error:
+            log.info("The converted model could not be kept in %s (%s).", self.folder, error)

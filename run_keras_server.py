@@ -1,0 +1,942 @@
+"""Serve a Keras image classifier as a REST API: load it once, POST an image, read the most probable labels as JSON.
+
+    python run_keras_server.py
+    curl -X POST -F image=@dog.jpg http://localhost:5000/predict
+
+The rooms of this file, and what passes through them:
+
+    server    greenlets read whole requests from any number of clients, however slow     (gevent)
+    web       a native thread runs the Flask view                                        (Flask)
+    images    which decodes the upload into one float32 array                            (Pillow)
+    batching  one thread owns the model and takes whatever has queued while it was busy
+    model     OpenVINO on a CPU, Keras' own compiled function elsewhere
+    settings  one table for the command line, the environment and the README
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hmac
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flask
+import gevent
+import gevent.socket
+import numpy as np
+import prometheus_client as prometheus
+from PIL import Image, ImageOps
+from werkzeug.exceptions import HTTPException
+
+import ticket as account
+from engines import Cache, Engine, KerasEngine, OpenVINOEngine, accelerated, convert, has_bfloat16, processors
+from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body
+from ticket import TICKET, JsonFormatter, Ticket
+
+HERE = Path(__file__).resolve().parent
+log = logging.getLogger("keras_server")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Settings: one table drives the command line, the environment and the README's list
+# ----------------------------------------------------------------------------------------------------------
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return a converter that takes one of `names` and nothing else."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return convert
+
+
+def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    """Return a converter to `kind` (int or float) that takes `least` to `most`."""
+
+    def convert(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        whole = "whole " if kind is int else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number from {least:g} to {most:g}")
+
+    return convert
+
+
+def switch(text: str) -> bool:
+    """Read on, true, yes, 1 and their opposites."""
+    if text.lower() not in {"1", "on", "true", "yes", "0", "off", "false", "no"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+    return text.lower() in {"1", "on", "true", "yes"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table. --name and KERAS_SERVER_NAME set it; `read` turns their text into the value."""
+
+    name: str
+    default: Any
+    help: str
+    read: Callable[[str], Any] = str
+    metavar: str | None = None
+
+    @property
+    def option(self) -> str:
+        """The command line's spelling."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment's spelling."""
+        return "KERAS_SERVER_" + self.name.upper()
+
+
+COUNT = number(int, 1, 100_000)
+THREADS = number(int, 0, 1024)
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "keras-server")
+# fmt: off
+SETTINGS = (
+    Setting("model", "", "a classifier of keras.applications by name, a .keras file, or 'bundled'; not given: "
+            "resnet50, or the bundled model where its weights cannot be had"),
+    Setting("weights", "", "weights file for the architecture that --model names, instead of a download",
+            metavar="FILE"),
+    Setting("labels", "", "names of the classes: a line each, a JSON list, or Keras' class index", metavar="FILE"),
+    Setting("engine", "auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
+            one_of("auto", "openvino", "keras")),
+    Setting("precision", "float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
+            one_of("float32", "bfloat16")),
+    Setting("max_batch", 8, "most images that the model computes at once", COUNT, "N"),
+    Setting("decode_threads", 0, "most images that are decoded at once; 0: one a processor", THREADS, "N"),
+    Setting("engine_threads", 0, "threads that compute one batch; 0: one a processor", THREADS, "N"),
+    Setting("cache_dir", CACHE, "folder for converted models, for a faster start; empty: none", metavar="FOLDER"),
+    Setting("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
+    Setting("port", 5000, "port to listen on; 0: a free one", number(int, 0, 65_535)),
+    Setting("top", 5, "rows in an answer, unless the request says ?top=N", COUNT, "N"),
+    Setting("max_upload_mb", 16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB"),
+    Setting("max_megapixels", 50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP"),
+    Setting("queue_size", 128, "most images that wait; past it requests are answered 503", COUNT, "N"),
+    Setting("timeout", 30.0, "seconds from a request's arrival to its answer, else 504",
+            number(float, 0.01, 86_400), "SECONDS"),
+    Setting("drain_seconds", 2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
+            "while /readyz says no", number(float, 0, 3600), "SECONDS"),
+    Setting("api_key", (), "key that clients must send as 'Authorization: Bearer KEY'; may be repeated, "
+            "in the environment with commas", metavar="KEY"),
+    Setting("api_key_file", "", "file with one key a line", metavar="FILE"),
+    Setting("cors_origin", "", "origin whose web pages may call the server, or *", metavar="ORIGIN"),
+    Setting("log_format", "text", "text or json", one_of("text", "json")),
+    Setting("unsafe_model", False, "on or off: load model files that carry Python code of their own", switch),
+)
+# fmt: on
+
+
+def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
+    """Return the settings, the command line before the environment before the defaults.
+
+    Exits with status 2 and a sentence where one cannot be read.
+    """
+    parser = argparse.ArgumentParser(
+        description="Serve a Keras model as a REST API: POST an image to /predict, get its labels as JSON.",
+        epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
+    )
+    for setting in SETTINGS:
+        value = setting.default
+        action: dict[str, Any] = {}
+        try:
+            if setting.variable in os.environ:
+                value = setting.read(os.environ[setting.variable])
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"{setting.variable}: {error}")
+        if isinstance(setting.default, tuple):  # repeatable
+            value = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+            action = {"action": "append"}
+        elif isinstance(setting.default, bool):  # --unsafe-model is --unsafe-model on
+            action = {"nargs": "?", "const": True}
+        shown = f" (default: {setting.default})" if setting.default not in ("", (), False) else ""
+        parser.add_argument(
+            setting.option,
+            default=value,
+            type=setting.read,
+            help=setting.help + shown,
+            metavar=setting.metavar or setting.name.rpartition("_")[2].upper(),
+            **action,
+        )
+    found = parser.parse_args(arguments)
+    if found.api_key_file:
+        try:
+            found.api_key += Path(found.api_key_file).read_text("ascii").split()
+        except (OSError, UnicodeDecodeError):
+            parser.error(f"--api-key-file {found.api_key_file}: there is no such file of ASCII keys")
+        if not found.api_key:  # an empty secret must not open the door
+            parser.error(f"--api-key-file {found.api_key_file}: the file holds no key")
+    return found
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is a sentence for the person who started it."""
+
+
+class DownloadError(StartupError):
+    """An architecture's weights cannot be downloaded; `reason` says why in a few words."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(
+            f"The weights of {name} are not in Keras' cache and cannot be downloaded ({reason}): connect to the "
+            "internet, give a file with --weights FILE, or take --model bundled."
+        )
+        self.reason = reason
+
+
+settings = argparse.Namespace(**{s.name: list(s.default) if s.default == () else s.default for s in SETTINGS})
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Model: found, loaded once, converted for the engine that runs it
+# ----------------------------------------------------------------------------------------------------------
+
+BUNDLED = HERE / "models" / "efficientnet_lite0.keras"
+IMAGENET = HERE / "models" / "imagenet_classes.json"  # {"0": ["n01440764", "tench"], ...}: Keras' class index
+
+# What the preprocess_input of keras.applications does to RGB pixels in 0..255. Written out here because a start
+# from the cache imports no Keras; a test holds each against Keras' own.
+CAFFE_MEAN = np.array([103.939, 116.779, 123.68], np.float32)  # blue, green, red
+TORCH_MEAN, TORCH_STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+PREPROCESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "caffe": lambda x: x[..., ::-1] - CAFFE_MEAN,
+    "tf": lambda x: x / np.float32(127.5) - np.float32(1),
+    "torch": lambda x: (x / np.float32(255) - TORCH_MEAN) / TORCH_STD,
+}
+
+
+def read_labels(path: Path) -> list[str]:
+    """Return the classes' names from a file: a line each, a JSON list, or Keras' class index. Raises StartupError."""
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix != ".json":
+            return text.splitlines()
+        names = json.loads(text)
+        return [names[str(i)][1] for i in range(len(names))] if isinstance(names, dict) else [str(n) for n in names]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise StartupError(
+            f"{path} does not hold labels: a line a class, a JSON list, or Keras' class index as JSON."
+        ) from None
+
+
+@dataclass
+class Tensor:
+    """An input or output of the model; the shape is that of one row, without the batch."""
+
+    name: str
+    shape: list[int | None]
+    dtype: str
+
+
+@dataclass
+class Spec:
+    """What is served and how to speak to it. The defaults are ResNet50's."""
+
+    name: str = "resnet50"
+    inputs: list[Tensor] = field(default_factory=lambda: [Tensor("image", [224, 224, 3], "float32")])
+    outputs: list[Tensor] = field(default_factory=lambda: [Tensor("predictions", [1000], "float32")])
+    preprocess: str = "caffe"  # a key of PREPROCESS
+    labels: list[str] = field(default_factory=lambda: read_labels(IMAGENET))
+    engine: str = "none"
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Spec:
+        """Return the spec that asdict() and JSON made of one."""
+        tensors = {key: [Tensor(**tensor) for tensor in found[key]] for key in ("inputs", "outputs")}
+        return cls(**found | tensors)
+
+    @property
+    def target(self) -> tuple[int, int]:
+        """Width and height of the pictures that the model takes, as Pillow orders them."""
+        height, width, _ = self.inputs[0].shape
+        return width or 224, height or 224
+
+
+model: Any = None  # anything with .predict(batch) -> array of shape (n, classes); load_model() puts it here
+spec = Spec()
+
+
+def load_model() -> None:
+    """Load the model that the settings name and warm it up with one prediction; sets `model` and `spec`.
+
+    Raises StartupError.
+    """
+    global model, spec
+    try:
+        run, spec = open_model(settings.model or "resnet50")
+    except DownloadError as error:
+        if settings.model:
+            raise
+        log.warning(
+            "ResNet50's weights are not in Keras' cache and cannot be downloaded (%s), so the bundled "
+            "EfficientNet-Lite0 is served. For ResNet50 start once with internet access, or give --weights FILE.",
+            error.reason,
+        )
+        run, spec = open_model("bundled")
+    classes = run([np.zeros((1, *(d or 224 for d in t.shape)), t.dtype) for t in spec.inputs])[0].shape[-1]
+    if settings.labels:
+        spec.labels = read_labels(Path(settings.labels))
+        if len(spec.labels) != classes:
+            raise StartupError(f"--labels: {len(spec.labels)} names for the {classes} classes of {spec.name}.")
+    model = Batcher(run, settings.max_batch, settings.queue_size)
+
+
+def open_model(wanted: str) -> tuple[Engine, Spec]:
+    """Return the engine that runs the wanted model, and the model's spec. Raises StartupError."""
+    path = BUNDLED if wanted == "bundled" else Path(wanted) if re.search(r"[./\\]", wanted) else None
+    if path and settings.weights:
+        raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
+    name = path.stem if path else wanted.lower()
+    given = path or (Path(settings.weights) if settings.weights else None)
+    if given and not given.is_file():
+        raise StartupError(f"There is no file {given}.")
+    if settings.precision == "bfloat16" and not has_bfloat16():
+        raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
+    on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    threads = settings.engine_threads or processors()
+    cache = Cache(settings.cache_dir, name, [given] if given else downloaded_weights(name))
+    if on_openvino and (kept := cache.read()):
+        with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
+            return OpenVINOEngine(kept[0], settings.precision, threads), Spec.from_json(kept[1])
+    keras_model, preprocess = load_keras_model(name, path)
+    found = describe(keras_model, name, preprocess)
+    if on_openvino:
+        try:
+            converted = convert(keras_model)
+            found.engine = "openvino"
+            engine = OpenVINOEngine(converted, settings.precision, threads)
+            cache.write(converted, asdict(found))
+            return engine, found
+        except Exception as error:  # noqa: BLE001 - a converter may fail in any way
+            why = f"OpenVINO cannot run {name} ({first_line(error)})"
+            if settings.engine == "openvino":
+                raise StartupError(f"{why}: try --engine keras.") from None
+            log.warning("%s: Keras itself does, more slowly.", why)
+    if settings.precision == "bfloat16":
+        raise StartupError("--precision bfloat16 needs the engine openvino.")
+    keras_engine = KerasEngine(keras_model, settings.max_batch)
+    found.engine = keras_engine.name
+    return keras_engine, found
+
+
+def load_keras_model(name: str, path: Path | None) -> tuple[Any, str]:
+    """Return the Keras model in a file, or of an architecture, and its key of PREPROCESS. Raises StartupError."""
+    if path and not (zipfile.is_zipfile(path) or path.read_bytes()[:4] == b"\x89HDF"):
+        raise StartupError(f"{path} is not a Keras model: save one with model.save('name.keras').")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
+    import keras
+
+    if path:
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=not settings.unsafe_model), "none"
+        except Exception as error:  # noqa: BLE001 - Keras raises whatever the file's content trips over
+            raise StartupError(f"{path} cannot be loaded as a Keras model: {first_line(error)}") from None
+    classifiers = {n.lower(): c for n, c in vars(keras.applications).items() if n[0].isupper()}
+    if name not in classifiers:
+        near = difflib.get_close_matches(name, [*classifiers], 1, cutoff=0)[0]
+        raise StartupError(f"--model {name} is neither a file nor a classifier of keras.applications, such as {near}.")
+    build = classifiers[name]
+    try:
+        keras_model = build(weights=settings.weights or "imagenet")
+    except Exception as error:  # noqa: BLE001 - likewise; a failed download is a bare Exception
+        if settings.weights:
+            raise StartupError(f"{settings.weights} does not fit {name}: {first_line(error)}") from None
+        raise DownloadError(name, first_line(error).rpartition(" -- ")[2]) from None
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 2, 2, 3)).astype(np.float32)
+    wanted = sys.modules[build.__module__].preprocess_input(pixels.copy())
+    return keras_model, next(mode for mode, f in PREPROCESS.items() if np.allclose(f(pixels), wanted, atol=1e-3))
+
+
+def downloaded_weights(name: str) -> list[Path]:
+    """Return the files in Keras' own cache that an architecture may come from; MobileNetV2's is mobilenet_v2_....h5."""
+    folder = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
+    return sorted(file for file in folder.glob("*.h5") if name in re.sub("[-_]", "", file.name.lower()))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's text, short enough for a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def describe(keras_model: Any, name: str, preprocess: str) -> Spec:
+    """Return the spec of a Keras model. Raises StartupError for a model that does not know its inputs."""
+    spec = Spec(name, [], [], preprocess, read_labels(IMAGENET))
+    try:
+        for tensors, structure, found in (
+            (keras_model.inputs, keras_model.input, spec.inputs),
+            (keras_model.outputs, keras_model.output, spec.outputs),
+        ):
+            names = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
+            found += [Tensor(n, list(t.shape[1:]), t.dtype) for n, t in zip(names, tensors, strict=True)]
+    except (AttributeError, TypeError):
+        raise StartupError(f"{name} does not know its input's shape: call it on a batch, then save it again.") from None
+    return spec
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Images: from an upload's bytes to one float32 array
+# ----------------------------------------------------------------------------------------------------------
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+Image.MAX_IMAGE_PIXELS = None  # open_image has the limit, and Pillow's own would only warn
+
+
+class ImageError(ValueError):
+    """An upload that is no acceptable image; the message is a sentence for the client."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an encoded image of at most max_megapixels; only its header is read yet. Raises ImageError."""
+    if not data:
+        raise ImageError("The file is empty.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever a mutilated header trips over
+        raise ImageError(f"This is not an image that the server reads ({', '.join(FORMATS)}).") from None
+    if image.width * image.height > settings.max_megapixels * 1e6:
+        raise ImageError(
+            f"The image has {image.width} x {image.height} pixels, more than the {settings.max_megapixels:g} "
+            "million allowed: shrink it."
+        )
+    return image
+
+
+def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+    """Return the image as the model takes it: float32, shape (1, height, width, 3), preprocessed as in training.
+
+    `target` is (width, height). The photo is turned upright by its EXIF orientation. Raises ImageError where the
+    pixels cannot be decoded.
+    """
+    try:
+        # A JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost; twice the target keeps the answer the same.
+        image.draft("RGB", (2 * max(target), 2 * max(target)))
+        image.load()
+        with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        small = to_rgb(image).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    except Exception:  # noqa: BLE001 - as in open_image
+        raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
+    return PREPROCESS[spec.preprocess](np.asarray(small, np.float32)[np.newaxis])
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in mode RGB, whatever its mode. Alpha is dropped, as Keras' load_img does."""
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel, which Pillow would clip at 255
+        pixels = np.nan_to_num(np.asarray(image, np.float32))
+        highest = pixels.max(initial=0)
+        if image.mode == "F":
+            pixels *= 255 if highest <= 1 else 1
+        elif image.mode != "I" or highest > 255:
+            pixels /= 257
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if image.mode == "P":  # by way of RGBA, or Pillow warns of transparent palettes
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Batching: one thread owns the model and takes whatever has queued while it was busy
+# ----------------------------------------------------------------------------------------------------------
+
+
+class Overdue(Exception):
+    """The answer was not ready in time."""
+
+
+class QueueFull(Exception):
+    """More images wait than queue_size allows."""
+
+
+class ModelDied(Exception):
+    """The thread that owns the model has ended."""
+
+
+class Job:
+    """The rows of one request, which may be computed in several batches."""
+
+    def __init__(self, inputs: list[np.ndarray]):
+        self.inputs = inputs
+        self.rows = len(inputs[0])
+        self.kind = [(a.shape[1:], a.dtype) for a in inputs]  # only equal kinds share a batch
+        self.taken = self.done = 0
+        self.outputs: list[np.ndarray] = []
+        self.error: Exception | None = None
+        self.finished = threading.Event()
+        self.ticket = TICKET.get()
+        self.since = time.monotonic()
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Wake the waiting request, with the first thing that went wrong if anything did."""
+        if not self.finished.is_set():
+            self.error = error
+            self.finished.set()
+
+
+class Batcher:
+    """Stands where the tutorial's model stood: predict() from any thread, computed in batches by one thread.
+
+    An idle batcher computes a lone row at once; while it is busy rows queue up and form the next batch.
+    """
+
+    def __init__(self, run: Callable[[list[np.ndarray]], list[np.ndarray]], max_batch: int, queue_size: int):
+        self.run, self.max_batch, self.queue_size = run, max_batch, queue_size
+        self.jobs: deque[Job] = deque()
+        self.waiting = 0  # rows
+        self.busy_since: float | None = None
+        self.dead = False
+        self.on_death: Callable[[], None] = lambda: None
+        self.changed = threading.Condition()
+        threading.Thread(target=self.loop, name="model", daemon=True).start()
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """Return the model's first output for a batch of its only input, both with the batch as first axis."""
+        return self.compute([batch])[0]
+
+    def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the model's outputs for its inputs, all with the same first axis.
+
+        Raises QueueFull at once, Overdue at the request's deadline, ModelDied, or what the model raised.
+        """
+        job = Job(inputs)
+        with self.changed:
+            if self.dead:
+                raise ModelDied
+            if self.waiting + job.rows > self.queue_size:
+                raise QueueFull
+            self.jobs.append(job)
+            self.waiting += job.rows
+            self.changed.notify()
+        if not job.finished.wait(job.ticket.left if job.ticket else None):
+            raise Overdue
+        if job.error:
+            raise job.error
+        return job.outputs
+
+    def loop(self) -> None:
+        """Compute batch after batch, for as long as the process lives."""
+        batch: list[tuple[Job, slice]] = []
+        try:
+            while True:
+                with self.changed:
+                    self.busy_since = None
+                    while not self.jobs:
+                        self.changed.wait()
+                    batch = self.take()
+                    self.busy_since = time.monotonic()
+                if batch:
+                    self.work(batch)
+        finally:  # no exception is expected here: the process is to end, but nobody is left waiting
+            with self.changed:
+                self.dead = True
+                for job in {job for job, _ in batch} | {*self.jobs}:
+                    job.finish(ModelDied())
+            self.on_death()
+
+    def take(self) -> list[tuple[Job, slice]]:
+        """Take the next batch off the queue, at most max_batch rows of one kind.
+
+        Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody.
+        """
+        batch: list[tuple[Job, slice]] = []
+        others: list[Job] = []
+        room = self.max_batch
+        share = max(1, room // len(self.jobs))
+        while self.jobs and room:
+            job = self.jobs.popleft()
+            if job.finished.is_set() or (job.ticket and job.ticket.over):
+                self.waiting -= job.rows - job.taken
+                job.finish(Overdue())
+                continue
+            if batch and job.kind != batch[0][0].kind:
+                others.append(job)
+                continue
+            rows = min(share, room, job.rows - job.taken)
+            batch.append((job, slice(job.taken, job.taken + rows)))
+            job.taken += rows
+            room -= rows
+            self.waiting -= rows
+            if job.taken < job.rows:
+                self.jobs.append(job)
+        self.jobs.extendleft(reversed(others))
+        return batch
+
+    def work(self, batch: list[tuple[Job, slice]]) -> None:
+        """Compute a batch and hand out its rows. Where the model fails on it, each part is tried alone."""
+        inputs = [
+            parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for parts in zip(*([array[rows] for array in job.inputs] for job, rows in batch), strict=True)
+        ]
+        started = time.monotonic()
+        try:
+            outputs = self.run(inputs)
+        except Exception as error:  # noqa: BLE001 - an engine may raise anything
+            if len(batch) == 1:
+                batch[0][0].finish(error)
+            else:
+                for job_and_rows in batch:
+                    self.work([job_and_rows])
+            return
+        finished = time.monotonic()
+        account.INFERENCE.observe(finished - started)
+        account.BATCH.observe(len(inputs[0]))
+        first = 0
+        for job, rows in batch:
+            count = rows.stop - rows.start
+            account.QUEUED.observe(started - job.since)
+            if count == job.rows:
+                job.outputs = [o[first : first + count] for o in outputs]
+            else:
+                job.outputs = job.outputs or [np.empty((job.rows, *o.shape[1:]), o.dtype) for o in outputs]
+                for whole, part in zip(job.outputs, outputs, strict=True):
+                    whole[rows] = part[first : first + count]
+            first += count
+            job.done += count
+            if job.done == job.rows:
+                job.finish()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Web: the Flask app, which the test client and any WSGI server can call
+# ----------------------------------------------------------------------------------------------------------
+
+NEED_NO_KEY = {"healthz", "readyz", "index", "static"}  # probes, and the page that asks for the key
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+draining = threading.Event()
+decoding = threading.BoundedSemaphore(processors())
+
+
+class Request(flask.Request):
+    """A request that keeps its files in memory: they are bounded, and decoded at once."""
+
+    def _get_file_stream(self, *_: Any, **__: Any) -> Any:
+        return io.BytesIO()
+
+
+class App(flask.Flask):
+    """Flask, with that request."""
+
+    request_class = Request
+
+
+app = App(__name__)
+app.json.sort_keys = False  # type: ignore[attr-defined]  # label before probability
+
+
+@app.post("/predict")
+def predict() -> Any:
+    """Answer with the most probable labels of the image or images in the request."""
+    top = read_top()
+    answers: list[dict[str, Any]] = []
+    batch: list[np.ndarray] = []
+    for name, data in read_uploads():
+        answers.append({"filename": name, "success": True})
+        try:
+            batch.append(decode(data))
+        except ImageError as error:
+            answers[-1] |= {"success": False, "error": str(error)}
+    if batch:
+        preds = model.predict(batch[0] if len(batch) == 1 else np.concatenate(batch))
+        rows = iter(decode_predictions(preds, top))
+        for answer in answers:
+            if answer["success"]:
+                answer["predictions"] = next(rows)
+    account.IMAGES.inc(len(batch))
+    if len(answers) > 1:
+        if not batch:
+            return {
+                "success": False,
+                "error": "None of these files is an image that can be read.",
+                "results": answers,
+            }, 400
+        return {"success": True, "model": spec.name, "results": answers}
+    if not batch:
+        flask.abort(400, answers[0]["error"])
+    return {"success": True, "model": spec.name, "predictions": answers[0]["predictions"]}
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode and prepare one upload, few at a time. Raises ImageError, or Overdue where nobody waits any more."""
+    ticket = TICKET.get()
+    with decoding, account.DECODING.time():
+        if ticket and ticket.over:
+            raise Overdue
+        return prepare_image(open_image(data), spec.target)
+
+
+def decode_predictions(preds: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
+    """Return for each row of probabilities, shape (n, classes), its `top` most probable labels, best first."""
+    labels = spec.labels if len(spec.labels) == preds.shape[-1] else range(preds.shape[-1])
+    if not np.isfinite(preds).all():
+        raise ValueError(f"{spec.name} answered with numbers that are not finite")
+    return [
+        [{"label": str(labels[i]), "probability": float(row[i])} for i in np.argsort(-row, kind="stable")[:top]]
+        for row in preds
+    ]
+
+
+def read_top() -> int:
+    """Return the number of rows that the request asks for with ?top=N."""
+    classes = spec.outputs[0].shape[-1] or 1
+    text = flask.request.args.get("top")
+    if text is None:
+        return min(settings.top, classes)
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= classes:
+        flask.abort(400, f"top must be a whole number from 1 to {classes}, the number of classes.")
+    return int(text)
+
+
+def read_uploads() -> list[tuple[str, bytes]]:
+    """Return the names and contents of the request's images, from a form or as the whole body."""
+    if model is None:
+        flask.abort(503, "The model is not loaded yet: try again in a moment.")
+    request, kind = flask.request, flask.request.mimetype
+    if kind == "multipart/form-data":
+        files = request.files.getlist("image")
+        if "image" in request.form:
+            flask.abort(400, "The field 'image' holds text instead of a file: with curl, write -F image=@dog.jpg.")
+        uploads = [(file.filename or "", file.read()) for file in files]
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        uploads = [("", request.get_data(cache=False))]
+    elif kind or request.content_length:
+        flask.abort(415, "Send the image as the form field 'image' (multipart/form-data), or as the whole body with "
+                    "Content-Type: image/jpeg.")  # fmt: skip
+    else:
+        uploads = []
+    if not uploads:
+        flask.abort(400, "There is no image: send one as the form field 'image', as in curl -F image=@dog.jpg.")
+    if len(uploads) > settings.queue_size:
+        flask.abort(400, f"There are {len(uploads)} images: send at most {settings.queue_size} at once.")
+    if ticket := TICKET.get():
+        ticket.images = len(uploads)
+    return uploads
+
+
+@app.get("/")
+def index() -> Any:
+    """A page for a person with a browser."""
+    return flask.render_template("index.html", spec=spec, limit=settings.max_upload_mb)
+
+
+@app.get("/healthz")
+def healthz() -> Any:
+    """Liveness: the process answers."""
+    return {"status": "alive"}
+
+
+@app.get("/readyz")
+def readyz() -> Any:
+    """Readiness: a prediction would be taken."""
+    busy = getattr(model, "busy_since", None)
+    for wrong, why in (
+        (draining.is_set(), "The server is shutting down."),
+        (model is None, "The model is not loaded yet."),
+        (getattr(model, "dead", False), "The model's thread has ended."),
+        (
+            busy and time.monotonic() - busy > settings.timeout,
+            "The model has been busy with one batch for too long.",
+        ),
+    ):
+        if wrong:
+            flask.abort(503, why)
+    return {"status": "ready", "model": spec.name}
+
+
+@app.get("/metrics")
+def metrics() -> Any:
+    """Figures for Prometheus."""
+    return flask.Response(prometheus.generate_latest(account.METRICS), content_type=prometheus.CONTENT_TYPE_LATEST)
+
+
+@app.before_request
+def admit() -> Any:
+    """Give the request its ticket and limits, and ask for its key."""
+    request = flask.request
+    ticket = request.environ.get("ticket") or Ticket(settings.timeout)
+    flask.g.ticket = ticket
+    ticket.describe(request.environ)
+    TICKET.set(ticket)
+    request.max_content_length = body_limit()
+    request.max_form_parts = settings.queue_size + 16
+    if request.method == "OPTIONS" or request.endpoint in NEED_NO_KEY or not settings.api_key:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Every key is compared, each in constant time, so that the time taken tells nothing.
+    equal = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in settings.api_key]
+    if scheme.lower() != "bearer" or not any(equal):
+        flask.abort(401, "This server asks for a key: send the header 'Authorization: Bearer KEY'.")
+
+
+@app.after_request
+def finish(response: flask.Response) -> flask.Response:
+    """Add the headers that every answer has, and record it."""
+    ticket: Ticket = flask.g.ticket
+    headers = response.headers
+    headers["X-Request-ID"] = ticket.id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Content-Security-Policy"] = POLICY
+    if response.status_code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if response.status_code == 503:
+        headers["Retry-After"] = "1"
+    if draining.is_set():
+        headers["Connection"] = "close"
+    if settings.cors_origin:
+        headers["Access-Control-Allow-Origin"] = settings.cors_origin
+        headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-ID"
+        headers["Access-Control-Expose-Headers"] = "X-Request-ID, Retry-After"
+        headers["Vary"] = "Origin"
+    rule = flask.request.url_rule
+    ticket.close(response.status_code, rule.rule if rule else "other")
+    return response
+
+
+@app.teardown_request
+def leave(_: BaseException | None) -> None:
+    """Take the ticket off the thread, which serves others next."""
+    TICKET.set(None)
+
+
+@app.errorhandler(Exception)
+def failure(error: Exception) -> flask.Response:
+    """Turn every exception into a status and a sentence in JSON; no traceback leaves the server."""
+    request, headers = flask.request, []
+    if isinstance(error, HTTPException):
+        status, sentence = error.code or 500, error.description or ""
+        headers = [(key, value) for key, value in error.get_headers() if key in ("Allow", "Location")]
+        if status == 404:
+            sentence = f"There is nothing at {request.path}: POST images to /predict."
+        elif status == 405:
+            sentence = f"{request.path} does not take {request.method}: it takes {dict(headers)['Allow']}."
+        elif status == 413:
+            sentence = TOO_LARGE.format(settings.max_upload_mb)
+    elif isinstance(error, QueueFull):
+        status, sentence = 503, OVERLOADED
+    elif isinstance(error, Overdue):
+        status, sentence = 504, TOO_LATE
+    else:
+        log.error("Request %s failed", flask.g.ticket.id, exc_info=error)
+        status, sentence = 500, f"The server failed on this request; its log says why, under {flask.g.ticket.id}."
+    return flask.Response(error_body(request.path, sentence), status, headers, content_type="application/json")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Server: from the command line to the open port
+# ----------------------------------------------------------------------------------------------------------
+
+
+def bind(host: str, port: int) -> Any:
+    """Take the port without listening yet, so that a mistake shows at once and nobody is answered too early."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = gevent.socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        raise StartupError(f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port.") from None
+
+
+def serve(listener: Any) -> int:
+    """Serve on the bound socket until a signal or the model's end. Returns the exit status."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # each connection is an open file
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    listener.listen(1024)
+    limits = Limits(
+        body=body_limit(),
+        seconds=settings.timeout,
+        requests=settings.queue_size + settings.max_batch,
+        # One batch that is computed and one that is decoded. The rest waits as it came, which takes less memory.
+        threads=2 * settings.max_batch + decode_threads(),
+        grace=settings.drain_seconds,
+    )
+    front = Front(listener, app, limits, draining)
+    model.on_death = front.die
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, front.stop_softly)
+    host, port = listener.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    print(f" * Serving {spec.name} with {spec.engine} in {settings.precision} on http://{host}:{port}")
+    print(f" * Try: curl -X POST -F image=@dog.jpg http://{host}:{port}/predict", flush=True)
+    front.serve_forever()
+    return front.status
+
+
+def decode_threads() -> int:
+    """Return how many images are decoded at once."""
+    return settings.decode_threads or processors()
+
+
+def body_limit() -> int:
+    """Return the largest request body, in bytes."""
+    return int(settings.max_upload_mb * 2**20)
+
+
+def configure(arguments: Sequence[str] = ()) -> None:
+    """Read the settings and set up what hangs on them."""
+    global decoding
+    vars(settings).update(vars(read_settings(arguments)))
+    decoding = threading.BoundedSemaphore(decode_threads())
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
+def create_app() -> App:
+    """Return the app with its model loaded, for another WSGI server; the environment holds the settings.
+
+    Raises StartupError.
+    """
+    configure()
+    load_model()
+    return app
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load the model and serve it. Returns the exit status."""
+    configure(arguments)
+    try:
+        listener = bind(settings.host, settings.port)
+        print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
+        load_model()
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if not settings.api_key and not listener.getsockname()[0].startswith(("127.", "::1")):
+        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
+    return serve(listener)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

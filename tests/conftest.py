@@ -1,0 +1,127 @@
+"""Fixtures: a fake model of ten lines, the Flask test client, pictures, and a real server process."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+from PIL import Image
+
+import run_keras_server as server
+
+ROOT = Path(server.__file__).parent
+DOG = ROOT / "dog.jpg"
+
+
+class FakeModel:
+    """Answers with class 235, German_shepherd, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray] = []
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.batches.append(batch)
+        preds = np.full((len(batch), 1000), 0.0001, np.float32)
+        preds[:, 235] = 0.9
+        return preds
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """A fake in place of the model."""
+    fake = FakeModel()
+    monkeypatch.setattr(server, "model", fake)
+    return fake
+
+
+@pytest.fixture
+def client(model: FakeModel) -> FlaskClient:
+    """The app's test client, with the fake model behind it."""
+    return server.app.test_client()
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change settings for one test."""
+
+    def change(**values: Any) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(server.settings, name, value)
+
+    return change
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return an image's file."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def dog() -> bytes:
+    """The sample photo's file."""
+    return DOG.read_bytes()
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, *arguments: str, **environment: str):
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("KERAS_SERVER_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, str(ROOT / "run_keras_server.py"), "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=variables | {"PYTHONUNBUFFERED": "1"} | environment,
+        )
+        self.lines: list[str] = []
+        self.url = ""
+
+    def wait_until_ready(self) -> "Process":
+        """Read its output up to the line that says how to try it."""
+        assert self.popen.stdout
+        for line in self.popen.stdout:
+            self.lines.append(line)
+            if found := re.search(r"Try: curl .* (http://\S+)/predict", line):
+                self.url = found[1]
+                return self
+        raise AssertionError("The server did not start:\n" + "".join(self.lines))
+
+    def stop(self) -> tuple[int, str]:
+        """End it as Ctrl-C would; returns its exit status and all that it printed."""
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.terminate()
+        output, _ = self.popen.communicate(timeout=60)
+        return self.popen.returncode, "".join(self.lines) + output
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache folder that the session's servers share."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def start(cache: str) -> Iterator[Callable[..., Process]]:
+    """Start server processes, which end with the test."""
+    running: list[Process] = []
+
+    def run(*arguments: str, **environment: str) -> Process:
+        process = Process(*arguments, "--cache-dir", cache, "--drain-seconds", "0", **environment)
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.popen.kill()
+        process.popen.communicate()

@@ -1,0 +1,745 @@
+"""The client, against a small scripted server: as a function and as a program."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import simple_request
+from simple_request import PredictionError, classify, classify_all, main
+
+SCRIPT = Path(simple_request.__file__)
+PATIENCE = 60  # seconds until a hanging test fails; no test waits that long
+
+
+@dataclass
+class Request:
+    path: str
+    headers: Message
+    image: bytes  # what was in the form's field `image`
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def rows(*labels: str) -> list[dict[str, Any]]:
+    return [{"label": label, "probability": 0.5**i} for i, label in enumerate(labels)]
+
+
+def as_json(status: int, body: object, **headers: str) -> Answer:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"Content-Type": "application/json"} | fields, json.dumps(body).encode()
+
+
+def see_text(request: Request) -> Answer:
+    """Answer as the server does, where an image of the text `beagle` shows a beagle and `bad` is no image."""
+    label = request.image.decode()
+    if label.startswith("bad"):
+        return as_json(400, {"success": False, "error": f"This is not an image: {label}."})
+    return as_json(200, {"success": True, "model": "fake", "predictions": rows(label, "pot")})
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with `answer(request)`, or drops the connection where that is None; counts what comes in."""
+
+    daemon_threads = False  # so that closing the server waits until every socket is closed
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Callable[[Request], Answer | None] = see_text
+        self.requests: list[Request] = []
+        self.connections: list[socket.socket] = []
+        self.release = threading.Event()  # what a blocked answer waits for; set at the end at the latest
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.base}/predict"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        for connection in self.connections:  # an error that a test still holds also holds its connection
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may leave in the middle
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        field = re.search(rb'name="image".*?\r\n\r\n(.*)\r\n--[0-9a-f]+--', body, re.DOTALL)
+        assert field is not None
+        request = Request(self.path, self.headers, field[1])
+        self.server.requests.append(request)
+        answer = self.server.answer(request)
+        if answer is None:
+            self.close_connection = True
+            return
+        status, headers, content = answer
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.release.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Return a URL where nobody listens, and nobody can begin to while the test runs."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}/predict"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name == "KERAS_SERVER_API_KEY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of the seconds that the client would have slept."""
+    slept: list[float] = []
+    monkeypatch.setattr(simple_request.time, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of four images, the third of which is bad."""
+    for name, label in {"a": "beagle", "b": "tabby", "c": "bad", "d": "pug"}.items():
+        (tmp_path / f"{name}.jpg").write_text(label)
+    return tmp_path
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the client as a program."""
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
+
+
+def lines_of_json(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the function
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_classify_takes_a_path_bytes_or_a_file(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "dog"
+    path.write_bytes(b"beagle")
+    with path.open("rb") as file:
+        for image in (path, str(path), b"beagle", io.BytesIO(b"beagle"), file):
+            assert classify(image, server.url) == rows("beagle", "pot")
+    assert [request.image for request in server.requests] == [b"beagle"] * 5
+
+
+def test_classify_sends_top_only_when_it_is_given(server: Server) -> None:
+    classify(b"beagle", server.url)
+    classify(b"beagle", server.url, top=3)
+    assert [request.path for request in server.requests] == ["/predict", "/predict?top=3"]
+
+
+def test_classify_keeps_the_connection_of_a_session(server: Server) -> None:
+    with requests.Session() as session:
+        for _ in range(3):
+            classify(b"beagle", server.url, session=session)
+    assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize("end", ["", "/", "/predict"])
+def test_a_bare_address_gets_predict_appended(server: Server, end: str) -> None:
+    assert classify(b"beagle", server.base + end)
+    assert server.requests[0].path == "/predict"
+
+
+def test_another_path_stays_as_it_is(server: Server) -> None:
+    assert classify(b"beagle", f"{server.base}/v2/see")
+    assert server.requests[0].path == "/v2/see"
+
+
+@pytest.mark.parametrize("url", ["localhost:5000", "ftp://host/", "http://", "http://h:99999", "http://[::1"])
+def test_classify_refuses_what_is_no_url(url: str) -> None:
+    with pytest.raises(PredictionError, match="is not a URL") as caught:
+        classify(b"beagle", url)
+    assert caught.value.status is None
+
+
+def test_classify_says_the_servers_own_sentence(server: Server) -> None:
+    with pytest.raises(PredictionError, match=r"^This is not an image: bad\.$") as caught:
+        classify(b"bad", server.url)
+    assert caught.value.status == 400
+
+
+def test_an_empty_file_is_the_servers_to_judge(server: Server) -> None:
+    server.answer = lambda request: as_json(400, {"success": False, "error": "The file is empty."})
+    with pytest.raises(PredictionError, match="The file is empty"):
+        classify(b"", server.url)
+    assert server.requests[0].image == b""
+
+
+def test_classify_names_an_unreadable_file_as_the_cause(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match="cannot be read: No such file"):
+        classify(tmp_path / "missing.jpg", server.url)
+    with pytest.raises(PredictionError, match="No image can be found in this folder"):
+        classify(tmp_path, server.url)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_classify_names_an_answer_that_is_not_json(server: Server, status: int) -> None:
+    server.answer = lambda request: (status, {"Content-Type": "text/html"}, b"<h1>Hello</h1>")
+    with pytest.raises(PredictionError, match=f"answered {status} with something that is not JSON") as caught:
+        classify(b"beagle", server.url)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, []),
+        (200, "beagle"),
+        (200, None),
+        (200, {"success": True}),
+        (200, {"success": True, "predictions": []}),
+        (200, {"success": True, "predictions": "beagle"}),
+        (200, {"success": True, "predictions": ["beagle"]}),
+        (200, {"success": True, "predictions": [{"label": "beagle"}]}),
+        (200, {"success": True, "predictions": [{"label": "beagle", "probability": "high"}]}),
+        (200, {"success": False}),
+        (200, {"predictions": rows("beagle")}),
+        (500, {"success": True, "predictions": rows("beagle")}),
+        (500, {"success": False, "error": 7}),
+    ],
+)
+def test_classify_names_json_of_an_unexpected_shape(server: Server, status: int, answer: object) -> None:
+    server.answer = lambda request: as_json(status, answer)
+    with pytest.raises(PredictionError, match=f"answered {status} with JSON of an unexpected shape") as caught:
+        classify(b"beagle", server.url)
+    assert caught.value.status == status
+
+
+def test_classify_says_that_no_server_answers(nobody: str) -> None:
+    with pytest.raises(PredictionError, match=f"No server answers at {nobody}. Start it with `make serve`") as caught:
+        classify(b"beagle", nobody)
+    assert caught.value.status is None
+
+
+def test_classify_does_not_wait_longer_than_the_timeout(server: Server) -> None:
+    def never(request: Request) -> None:
+        server.release.wait(PATIENCE)
+
+    server.answer = never
+    with pytest.raises(PredictionError, match=r"did not answer within 0\.1 seconds"):
+        classify(b"beagle", server.url, timeout=0.1)
+
+
+def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server) -> None:
+    server.answer = lambda request: None
+    with pytest.raises(PredictionError, match="gave no complete answer") as caught:
+        classify(b"beagle", server.url)
+    assert not caught.value.for_all
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a busy server
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("0", 0), ("3", 3), ("86400", 10), ("Fri, 31 Dec 1999 23:59:59 GMT", 10), ("-1", 10), ("soon", 10)],
+)
+def test_a_busy_server_is_asked_again(server: Server, sleeps: list[float], header: str, seconds: int) -> None:
+    def busy_at_first(request: Request) -> Answer:
+        if len(server.requests) <= 2:
+            return as_json(503, {"success": False, "error": "Busy."}, Retry_After=header)
+        return see_text(request)
+
+    server.answer = busy_at_first
+    assert classify(b"beagle", server.url) == rows("beagle", "pot")
+    assert [request.image for request in server.requests] == [b"beagle"] * 3
+    assert sleeps == [seconds] * 2
+
+
+def test_a_server_that_stays_busy_is_given_up(server: Server, sleeps: list[float]) -> None:
+    server.answer = lambda request: as_json(503, {"success": False, "error": "Busy."}, Retry_After="1")
+    with pytest.raises(PredictionError, match="Busy") as caught:
+        classify(b"beagle", server.url)
+    assert caught.value.status == 503
+    assert sleeps == [1] * simple_request.BUSY_RETRIES
+    assert len(server.requests) == 1 + simple_request.BUSY_RETRIES
+
+
+@pytest.mark.parametrize("status", [400, 413, 429, 500, 504])
+def test_other_statuses_are_not_asked_again(server: Server, sleeps: list[float], status: int) -> None:
+    server.answer = lambda request: as_json(status, {"success": False, "error": "No."}, Retry_After="1")
+    with pytest.raises(PredictionError, match="No"):
+        classify(b"beagle", server.url)
+    assert len(server.requests) == 1
+    assert sleeps == []
+
+
+def test_503_without_retry_after_is_not_asked_again(server: Server, sleeps: list[float]) -> None:
+    server.answer = lambda request: as_json(503, {"success": False, "error": "Down."})
+    with pytest.raises(PredictionError, match="Down"):
+        classify(b"beagle", server.url)
+    assert len(server.requests) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the API key, proxies
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_sent_as_a_bearer_token(server: Server) -> None:
+    classify(b"beagle", server.url)
+    classify(b"beagle", server.url, api_key="s3cret")
+    assert [request.headers["Authorization"] for request in server.requests] == [None, "Bearer s3cret"]
+
+
+def test_the_key_wins_over_netrc(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password mine\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    classify(b"beagle", server.url)
+    classify(b"beagle", server.url, api_key="s3cret")
+    first, second = (request.headers["Authorization"] for request in server.requests)
+    assert first.startswith("Basic ")
+    assert second == "Bearer s3cret"
+
+
+def test_the_key_comes_from_the_environment_and_the_option_wins(server: Server, folder: Path) -> None:
+    environment = os.environ | {"KERAS_SERVER_API_KEY": "from-env\n"}
+    command = (folder / "a.jpg", "--url", server.url)
+    assert run(*command, env=environment).returncode == 0
+    assert run(*command, "--api-key", "from-option", env=environment).returncode == 0
+    keys = [request.headers["Authorization"] for request in server.requests]
+    assert keys == ["Bearer from-env", "Bearer from-option"]
+
+
+@pytest.mark.parametrize("key", ["s3c\nret", "s3cr\u20act", "s3cr\x00et"])
+def test_a_key_that_cannot_be_sent_is_not_shown(server: Server, key: str) -> None:
+    with pytest.raises(PredictionError, match="API key holds characters") as caught:
+        classify(b"beagle", server.url, api_key=key)
+    assert "s3c" not in str(caught.value)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--top", "x"], ["--json"], []])
+def test_the_key_is_never_printed(server: Server, folder: Path, arguments: list[str]) -> None:
+    server.answer = lambda request: as_json(401, {"success": False, "error": "The API key is wrong."})
+    environment = os.environ | {"KERAS_SERVER_API_KEY": "s3cret"}
+    result = run(folder, "--url", server.url, *arguments, env=environment)
+    assert "s3cret" not in result.stdout + result.stderr
+
+
+def test_no_proxy_is_used_for_localhost(server: Server, nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, nobody)
+    assert classify(b"beagle", server.url)
+    assert classify(b"beagle", server.url.replace("127.0.0.1", "localhost"))
+
+
+def test_a_proxy_is_used_for_other_hosts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.base)
+    assert classify(b"beagle", "http://keras.invalid/predict")
+    assert server.requests[0].path == "http://keras.invalid/predict"
+
+
+def test_a_missing_proxy_is_named(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", nobody)
+    with pytest.raises(PredictionError, match="proxy") as caught:
+        classify(b"beagle", "http://keras.invalid/predict")
+    assert caught.value.for_all
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the program
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_image_prints_what_the_tutorial_prints(server: Server) -> None:
+    server.answer = lambda request: as_json(
+        200,
+        {
+            "success": True,
+            "predictions": [{"label": "German_shepherd", "probability": 0.96614}, *rows("pot")],
+        },
+    )
+    result = run("-", "--url", server.url, input="dog")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "1. German_shepherd: 0.9661\n2. pot: 1.0000\n"
+
+
+def test_no_argument_posts_dog_jpg_to_the_local_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simple_request.KERAS_REST_API_URL == "http://localhost:5000/predict"
+    monkeypatch.setattr(simple_request, "KERAS_REST_API_URL", server.url)  # port 5000 may be taken
+    monkeypatch.chdir(tmp_path)
+    server.answer = lambda request: as_json(200, {"success": True, "predictions": rows("German_shepherd")})
+    assert main([]) == 0
+    assert capsys.readouterr().out == "1. German_shepherd: 1.0000\n"
+    assert server.requests[0].image == SCRIPT.with_name("dog.jpg").read_bytes()
+
+
+def test_the_default_image_is_that_of_the_folder_or_else_that_beside_the_script(server: Server, tmp_path: Path) -> None:
+    script, elsewhere = tmp_path / "script", tmp_path / "elsewhere"
+    script.mkdir()
+    elsewhere.mkdir()
+    shutil.copy(SCRIPT, script)
+    (script / "dog.jpg").write_text("beside")
+    command = [sys.executable, str(script / SCRIPT.name), "--url", server.url]
+
+    for label in ("beside", "here"):
+        result = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        assert result.stdout == f"1. {label}: 1.0000\n2. pot: 0.5000\n"
+        (elsewhere / "dog.jpg").write_text("here")
+
+
+def test_several_images_are_headed_by_their_names(server: Server, folder: Path) -> None:
+    result = run("a.jpg", "-", "--url", server.base, cwd=folder, input="pug")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "a.jpg:\n1. beagle: 1.0000\n2. pot: 0.5000\n-:\n1. pug: 1.0000\n2. pot: 0.5000\n"
+
+
+def test_options_reach_the_server(server: Server, folder: Path) -> None:
+    assert run(folder / "a.jpg", "--url", server.base, "--top", 2).returncode == 0
+    assert server.requests[0].path == "/predict?top=2"
+
+
+def test_folders_are_searched_for_images(server: Server, tmp_path: Path) -> None:
+    wanted = ["B.JPG", "a.png", "z.webp", "sub/c.jpeg", "sub/deep/d.gif", "sub2/e.bmp"]
+    others = ["notes.txt", ".hidden.jpg", ".cache/f.jpg", "sub/.g.png", "sub/jpg"]
+    for name in wanted + others:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("pug")
+    result = run("photos", "--json", "--url", server.url, cwd=tmp_path)
+    assert result.returncode == 0
+    assert [row["filename"] for row in lines_of_json(result.stdout)] == [f"photos/{name}" for name in wanted]
+
+
+def test_a_named_file_needs_no_extension_and_may_be_hidden(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".dog").write_text("pug")
+    assert run(tmp_path / ".dog", "--url", server.url).stdout.startswith("1. pug: ")
+
+
+def test_json_is_one_line_an_image(server: Server, folder: Path) -> None:
+    result = run("a.jpg", "c.jpg", "none.jpg", "--json", "--url", server.url, cwd=folder)
+    assert result.returncode == 1
+    assert lines_of_json(result.stdout) == [
+        {"filename": "a.jpg", "success": True, "predictions": rows("beagle", "pot")},
+        {"filename": "c.jpg", "success": False, "error": "This is not an image: bad."},
+        {
+            "filename": "none.jpg",
+            "success": False,
+            "error": "The file cannot be read: No such file or directory.",
+        },
+    ]
+    assert result.stderr.splitlines() == [
+        "c.jpg: This is not an image: bad.",
+        "none.jpg: The file cannot be read: No such file or directory.",
+    ]
+
+
+def test_a_bad_file_does_not_stop_the_others(server: Server, folder: Path) -> None:
+    result = run("a.jpg", "c.jpg", "none.jpg", "d.jpg", "--url", server.url, cwd=folder)
+    assert result.returncode == 1
+    assert result.stdout == "a.jpg:\n1. beagle: 1.0000\n2. pot: 0.5000\nd.jpg:\n1. pug: 1.0000\n2. pot: 0.5000\n"
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_broken_connection_does_not_stop_the_others(server: Server, folder: Path) -> None:
+    server.answer = lambda request: None if request.image == b"beagle" else see_text(request)
+    result = run("a.jpg", "d.jpg", "--url", server.url, cwd=folder)
+    assert result.returncode == 1
+    assert result.stdout == "d.jpg:\n1. pug: 1.0000\n2. pot: 0.5000\n"
+    assert result.stderr.startswith("a.jpg: ")
+
+
+def test_an_unknown_and_an_empty_folder_are_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("unknown/", "empty", "--url", server.url, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "unknown/: The file cannot be read: No such file or directory.",
+        "empty: No image can be found in this folder.",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may open every folder")
+def test_a_locked_subfolder_is_named(server: Server, folder: Path) -> None:
+    locked = folder / "locked"
+    locked.mkdir(mode=0)
+    result = run(folder, "--url", server.url)
+    locked.chmod(0o700)  # or pytest cannot remove it
+    assert f"{locked}: The file cannot be read: Permission denied." in result.stderr
+
+
+def test_a_missing_server_is_said_once(nobody: str, folder: Path) -> None:
+    result = run(folder, *[folder] * 100, "--url", nobody)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        f"No server answers at {nobody}. Start it with `make serve`, or name another with --url.",
+        "Stopped: 403 more would have failed alike.",
+    ]
+
+
+def test_a_missing_server_is_a_line_of_json_too(nobody: str, folder: Path) -> None:
+    (line,) = lines_of_json(run(folder, "--json", "--url", nobody).stdout)
+    assert (line["filename"], line["success"]) == (str(folder / "a.jpg"), False)
+    assert line["error"].startswith("No server answers")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_an_error_about_every_image_is_said_once(server: Server, folder: Path, status: int) -> None:
+    server.answer = lambda request: as_json(status, {"success": False, "error": "Not you."})
+    result = run(folder, "--url", server.url)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == ["Not you.", "Stopped: 3 more would have failed alike."]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workers", "0"],
+        ["--workers", "many"],
+        ["--top", "0"],
+        ["--top", "-1"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--timeout", "inf"],
+        ["--url", "localhost:5000"],
+        ["--unknown"],
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_file_name_that_is_not_text_is_shown_somehow(server: Server, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_text("pug")
+    result = run(tmp_path, tmp_path, "--url", server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "caf\\udce9.jpg:\n1. pug: 1.0000\n" in result.stdout
+
+
+def test_main_can_be_called(server: Server, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder / "a.jpg"), "--url", server.url]) == 0
+    assert capsys.readouterr().out == "1. beagle: 1.0000\n2. pot: 0.5000\n"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# several at a time
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_printed_in_order_however_they_come(server: Server, tmp_path: Path) -> None:
+    """The first image is answered only after the next three were."""
+    answered = threading.Semaphore(0)
+
+    def last_first(request: Request) -> Answer:
+        if request.image == b"image0":
+            for _ in range(3):
+                assert answered.acquire(timeout=PATIENCE)
+        else:
+            answered.release()
+        return see_text(request)
+
+    server.answer = last_first
+    for i in range(10):
+        (tmp_path / f"{i}.jpg").write_text(f"image{i}")
+    result = run(tmp_path, "--json", "--workers", 4, "--url", server.url)
+    assert result.returncode == 0
+    labels = [line["predictions"][0]["label"] for line in lines_of_json(result.stdout)]
+    assert labels == [f"image{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_connections_are_kept_alive(server: Server, tmp_path: Path, workers: int) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.jpg").write_text("bad" if i % 10 == 5 else "pug")
+    run(tmp_path, "--workers", workers, "--url", server.url)
+    assert len(server.requests) == 30
+    assert len(server.connections) <= workers
+
+
+def test_images_are_taken_as_they_are_needed(server: Server, folder: Path) -> None:
+    """A hundred thousand names are not queued: at most two a worker are ahead of what was yielded."""
+    taken = 0
+
+    def names() -> Iterator[str]:
+        nonlocal taken
+        for _ in range(100_000):
+            taken += 1
+            yield str(folder / "a.jpg")
+
+    results = classify_all(names(), workers=3, url=server.url)
+    for yielded in range(1, 21):
+        _, future = next(results)
+        assert future.result() == rows("beagle", "pot")
+        assert taken == yielded + 5  # six under way when this one was the oldest
+    results.close()  # type: ignore[attr-defined]
+    assert len(server.requests) <= taken == 25
+
+
+def test_each_image_is_printed_as_soon_as_it_is_known(server: Server, folder: Path) -> None:
+    """The second image is answered only after the first line was read."""
+    first_line_read = threading.Event()
+
+    def second_waits(request: Request) -> Answer:
+        assert request.image == b"beagle" or first_line_read.wait(PATIENCE)
+        return see_text(request)
+
+    server.answer = second_waits
+    command = [sys.executable, str(SCRIPT), "a.jpg", "b.jpg", "--json", "--url", server.url]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["filename"] == "a.jpg"
+        first_line_read.set()
+        assert json.loads(process.stdout.readline())["filename"] == "b.jpg"
+        assert process.wait(PATIENCE) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# leaving early, and the terminal
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_at_once(server: Server, folder: Path) -> None:
+    arrived = threading.Event()
+
+    def never(request: Request) -> None:
+        arrived.set()
+        server.release.wait(PATIENCE)
+
+    server.answer = never
+    command = [sys.executable, str(SCRIPT), str(folder), "--url", server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert arrived.wait(PATIENCE)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+    assert process.returncode == 130
+
+
+def test_a_closed_pipe_leaves_no_traceback(server: Server, folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(SCRIPT), str(folder), "--url", server.url]
+    try:
+        result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def run_on_terminal(*arguments: object, capture_stdout: bool = False) -> tuple[str, str]:
+    """Run the client on a terminal of 80 columns; return what it showed, and the output if not shown."""
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    terminal, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    stdout = subprocess.PIPE if capture_stdout else slave
+    shown = b""
+    with subprocess.Popen(command, stdin=slave, stdout=stdout, stderr=slave) as process:
+        os.close(slave)
+        try:
+            while part := os.read(terminal, 4096):
+                shown += part
+        except OSError:  # Linux says EIO when the other side is gone
+            pass
+        output = process.stdout.read() if process.stdout else b""
+    os.close(terminal)
+    return shown.decode(), output.decode()
+
+
+def test_a_terminal_shows_progress_and_whole_lines(server: Server, folder: Path) -> None:
+    shown, _ = run_on_terminal(folder, "--url", server.url)
+    assert "4/4" in shown
+    lines = re.split(r"[\r\n]+", shown)
+    assert lines.count("2. pot: 0.5000") == 3
+    assert f"{folder / 'a.jpg'}:" in lines
+    assert "1. beagle: 1.0000" in lines
+    assert f"{folder / 'c.jpg'}: This is not an image: bad." in lines
+
+
+def test_progress_does_not_get_into_the_output(server: Server, folder: Path) -> None:
+    shown, output = run_on_terminal(folder, "--json", "--url", server.url, capture_stdout=True)
+    assert "4/4" in shown
+    assert [line["success"] for line in lines_of_json(output)] == [True, True, False, True]
+
+
+def test_one_image_shows_no_progress(server: Server, folder: Path) -> None:
+    shown, _ = run_on_terminal(folder / "a.jpg", "--url", server.url)
+    assert shown == "1. beagle: 1.0000\r\n2. pot: 0.5000\r\n"
+
+
+def test_no_terminal_shows_no_progress(server: Server, folder: Path) -> None:
+    result = run(folder, "--url", server.url)
+    assert result.stderr == f"{folder / 'c.jpg'}: This is not an image: bad.\n"
+
+
+def test_tqdm_is_not_imported_for_one_image(server: Server, folder: Path) -> None:
+    code = "import sys, simple_request as s; s.main(sys.argv[1:]); assert 'tqdm' not in sys.modules, 'imported'"
+    command = [sys.executable, "-c", code, str(folder / "a.jpg"), "--url", server.url]
+    subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, timeout=PATIENCE, check=True)

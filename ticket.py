@@ -1,0 +1,109 @@
+"""A request's ticket: when its answer is due, whether anybody still waits for it, and its line in log and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import urllib.parse
+import uuid
+from contextvars import ContextVar
+from typing import Any
+
+import prometheus_client as prometheus
+
+log = logging.getLogger("keras_server")
+
+METRICS = prometheus.CollectorRegistry()
+prometheus.ProcessCollector(registry=METRICS)
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+def metric(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
+    """Register a metric of this server."""
+    return kind(f"keras_server_{name}", text, labels, registry=METRICS, **options)
+
+
+def histogram(name: str, text: str, *labels: str) -> Any:
+    """Register a histogram of seconds."""
+    return metric(prometheus.Histogram, name, text, *labels, buckets=BUCKETS)
+
+
+REQUESTS = metric(prometheus.Counter, "requests", "Requests answered", "route", "method", "status")
+REJECTED = metric(prometheus.Counter, "rejected", "Requests turned away", "reason")
+IMAGES = metric(prometheus.Counter, "images", "Images answered with predictions")
+BATCH = metric(prometheus.Histogram, "batch_size", "Rows computed at once", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+WAITING = metric(prometheus.Gauge, "queue_length", "Rows that wait for the model")
+MODEL = metric(prometheus.Info, "model", "What is served")
+LATENCY = histogram("request_seconds", "From a request's first line to its answer", "route")
+DECODING = histogram("decode_seconds", "Decoding and preparing one image")
+QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch")
+INFERENCE = histogram("inference_seconds", "Computing one batch")
+METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
+REASONS = {
+    400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
+    414: "too large", 415: "media type", 431: "too large", 499: "client left", 501: "bad request",
+    503: "overload", 504: "too late",
+}  # fmt: skip
+
+
+class Ticket:
+    """One request, from its first line to its answer."""
+
+    def __init__(self, seconds: float):
+        self.arrived = time.monotonic()
+        self.due = self.arrived + seconds
+        self.gone = False  # nobody waits any more: the client left, or was told 504
+        self.closed = False
+        self.images = 0
+        self.method = self.path = self.id = self.size = ""
+
+    @property
+    def left(self) -> float:
+        """Seconds until the answer is due."""
+        return self.due - time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether an answer would be work for nobody."""
+        return self.gone or self.left <= 0
+
+    def describe(self, environ: dict[str, Any]) -> None:
+        """Note what the log will say. An id that the client chose is kept where it is well-formed."""
+        self.method, self.path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.size = environ.get("CONTENT_LENGTH") or "0"
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        self.id = self.id or (given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex)
+
+    def close(self, status: int, route: str = "other") -> None:
+        """Count and log the answer, once: the front may have answered before the app did."""
+        if self.closed:
+            return
+        self.closed = True
+        seconds = time.monotonic() - self.arrived
+        method = self.method if self.method in METHODS else "other"
+        REQUESTS.labels(route, method, status).inc()
+        LATENCY.labels(route).observe(seconds)
+        if status in REASONS:
+            REJECTED.labels(REASONS[status]).inc()
+        # Quoted, for a path with a line break in it would write a line of its own.
+        path = urllib.parse.quote(self.path[:200], safe="/:", encoding="latin-1", errors="replace")
+        fields = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 1)}
+        fields |= {"images": self.images, "bytes": self.size, "id": self.id}
+        log.info("%s", " ".join(f"{k}={v}" for k, v in fields.items()), extra={"fields": fields})
+
+
+TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request that this thread serves
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a log line as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON; what a request's line says stands in fields of its own."""
+        line = {"time": self.formatTime(record), "level": record.levelname}
+        line |= getattr(record, "fields", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
