@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import hmac
 import io
-import json
 import logging
 import os
 import re
@@ -29,10 +27,9 @@ import socket
 import sys
 import threading
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +44,19 @@ from werkzeug.exceptions import HTTPException
 import ticket as account
 from engines import Cache, Engine, KerasEngine, OpenVINOEngine, accelerated, convert, has_bfloat16, processors
 from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body
+from loading import (
+    MODES,
+    PREPROCESS,
+    DownloadError,
+    Source,
+    Spec,
+    StartupError,
+    first_line,
+    preprocess_of,
+    read_labels,
+)
 from ticket import TICKET, JsonFormatter, Ticket
 
-HERE = Path(__file__).resolve().parent
 log = logging.getLogger("keras_server")
 
 
@@ -115,11 +122,14 @@ THREADS = number(int, 0, 1024)
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "keras-server")
 # fmt: off
 SETTINGS = (
-    Setting("model", "", "a classifier of keras.applications by name, a .keras file, or 'bundled'; not given: "
-            "resnet50, or the bundled model where its weights cannot be had"),
+    Setting("model", "", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or 'bundled'; "
+            "if not given, resnet50, or the bundled one where its weights cannot be had"),
     Setting("weights", "", "weights file for the architecture that --model names, instead of a download",
             metavar="FILE"),
     Setting("labels", "", "names of the classes: a line each, a JSON list, or Keras' class index", metavar="FILE"),
+    Setting("preprocess", "auto", "none, caffe, tf, torch, or as the architecture of this name; auto is what --model was "
+            "trained with, none for a file", metavar="MODE"),
+    Setting("activation", "auto", "auto, none, softmax or sigmoid, for the output; auto is what makes probabilities of it", one_of("auto", "none", "softmax", "sigmoid")),
     Setting("engine", "auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
             one_of("auto", "openvino", "keras")),
     Setting("precision", "float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
@@ -190,102 +200,27 @@ def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
     return found
 
 
-class StartupError(Exception):
-    """The server cannot start; the message is a sentence for the person who started it."""
-
-
-class DownloadError(StartupError):
-    """An architecture's weights cannot be downloaded; `reason` says why in a few words."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(
-            f"The weights of {name} are not in Keras' cache and cannot be downloaded ({reason}): connect to the "
-            "internet, give a file with --weights FILE, or take --model bundled."
-        )
-        self.reason = reason
-
-
 settings = argparse.Namespace(**{s.name: list(s.default) if s.default == () else s.default for s in SETTINGS})
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Model: found, loaded once, converted for the engine that runs it
+# Model: loaded once, before the port opens
 # ----------------------------------------------------------------------------------------------------------
-
-BUNDLED = HERE / "models" / "efficientnet_lite0.keras"
-IMAGENET = HERE / "models" / "imagenet_classes.json"  # {"0": ["n01440764", "tench"], ...}: Keras' class index
-
-# What the preprocess_input of keras.applications does to RGB pixels in 0..255. Written out here because a start
-# from the cache imports no Keras; a test holds each against Keras' own.
-CAFFE_MEAN = np.array([103.939, 116.779, 123.68], np.float32)  # blue, green, red
-TORCH_MEAN, TORCH_STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
-PREPROCESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "none": lambda x: x,
-    "caffe": lambda x: x[..., ::-1] - CAFFE_MEAN,
-    "tf": lambda x: x / np.float32(127.5) - np.float32(1),
-    "torch": lambda x: (x / np.float32(255) - TORCH_MEAN) / TORCH_STD,
-}
-
-
-def read_labels(path: Path) -> list[str]:
-    """Return the classes' names from a file: a line each, a JSON list, or Keras' class index. Raises StartupError."""
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix != ".json":
-            return text.splitlines()
-        names = json.loads(text)
-        return [names[str(i)][1] for i in range(len(names))] if isinstance(names, dict) else [str(n) for n in names]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise StartupError(
-            f"{path} does not hold labels: a line a class, a JSON list, or Keras' class index as JSON."
-        ) from None
-
-
-@dataclass
-class Tensor:
-    """An input or output of the model; the shape is that of one row, without the batch."""
-
-    name: str
-    shape: list[int | None]
-    dtype: str
-
-
-@dataclass
-class Spec:
-    """What is served and how to speak to it. The defaults are ResNet50's."""
-
-    name: str = "resnet50"
-    inputs: list[Tensor] = field(default_factory=lambda: [Tensor("image", [224, 224, 3], "float32")])
-    outputs: list[Tensor] = field(default_factory=lambda: [Tensor("predictions", [1000], "float32")])
-    preprocess: str = "caffe"  # a key of PREPROCESS
-    labels: list[str] = field(default_factory=lambda: read_labels(IMAGENET))
-    engine: str = "none"
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Spec:
-        """Return the spec that asdict() and JSON made of one."""
-        tensors = {key: [Tensor(**tensor) for tensor in found[key]] for key in ("inputs", "outputs")}
-        return cls(**found | tensors)
-
-    @property
-    def target(self) -> tuple[int, int]:
-        """Width and height of the pictures that the model takes, as Pillow orders them."""
-        height, width, _ = self.inputs[0].shape
-        return width or 224, height or 224
-
 
 model: Any = None  # anything with .predict(batch) -> array of shape (n, classes); load_model() puts it here
 spec = Spec()
+source: Source | None = None  # where it came from, for those who need the Keras model itself
 
 
 def load_model() -> None:
-    """Load the model that the settings name and warm it up with one prediction; sets `model` and `spec`.
+    """Load the model that the settings name, warm it up, and put it into `model`, `spec` and `source`.
 
     Raises StartupError.
     """
-    global model, spec
+    global model, spec, source
+    source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model)
     try:
-        run, spec = open_model(settings.model or "resnet50")
+        run, spec = open_engine(source)
     except DownloadError as error:
         if settings.model:
             raise
@@ -294,46 +229,44 @@ def load_model() -> None:
             "EfficientNet-Lite0 is served. For ResNet50 start once with internet access, or give --weights FILE.",
             error.reason,
         )
-        run, spec = open_model("bundled")
-    classes = run([np.zeros((1, *(d or 224 for d in t.shape)), t.dtype) for t in spec.inputs])[0].shape[-1]
-    if settings.labels:
-        spec.labels = read_labels(Path(settings.labels))
-        if len(spec.labels) != classes:
-            raise StartupError(f"--labels: {len(spec.labels)} names for the {classes} classes of {spec.name}.")
+        source = Source("bundled")
+        run, spec = open_engine(source)
+    # Noise warms up, and shows whether the outputs are probabilities. Ones are valid tokens, too.
+    values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
+    ones = [np.ones((1, *(d or 8 for d in t.shape)), t.dtype) for t in spec.inputs]
+    outputs = run([values.astype(spec.inputs[0].dtype)] if spec.image else ones)
+    if spec.image:
+        settle(outputs[0])
     model = Batcher(run, settings.max_batch, settings.queue_size)
+    account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": settings.precision})
+    account.WAITING.set_function(lambda: getattr(model, "waiting", 0))
 
 
-def open_model(wanted: str) -> tuple[Engine, Spec]:
-    """Return the engine that runs the wanted model, and the model's spec. Raises StartupError."""
-    path = BUNDLED if wanted == "bundled" else Path(wanted) if re.search(r"[./\\]", wanted) else None
-    if path and settings.weights:
-        raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
-    name = path.stem if path else wanted.lower()
-    given = path or (Path(settings.weights) if settings.weights else None)
-    if given and not given.is_file():
-        raise StartupError(f"There is no file {given}.")
+def open_engine(source: Source) -> tuple[Engine, Spec]:
+    """Return the engine that runs a model, and the model's spec. Raises StartupError."""
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
     on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
     threads = settings.engine_threads or processors()
-    cache = Cache(settings.cache_dir, name, [given] if given else downloaded_weights(name))
+    cache = Cache(settings.cache_dir, source.name, source.files)
     if on_openvino and (kept := cache.read()):
         with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
             return OpenVINOEngine(kept[0], settings.precision, threads), Spec.from_json(kept[1])
-    keras_model, preprocess = load_keras_model(name, path)
-    found = describe(keras_model, name, preprocess)
+    keras_model = source.load()
+    found = source.describe(keras_model)
     if on_openvino:
         try:
             converted = convert(keras_model)
-            found.engine = "openvino"
+            found.engine = OpenVINOEngine.name
             engine = OpenVINOEngine(converted, settings.precision, threads)
-            cache.write(converted, asdict(found))
-            return engine, found
         except Exception as error:  # noqa: BLE001 - a converter may fail in any way
-            why = f"OpenVINO cannot run {name} ({first_line(error)})"
+            why = f"OpenVINO cannot run {source.name} ({first_line(error)})"
             if settings.engine == "openvino":
                 raise StartupError(f"{why}: try --engine keras.") from None
-            log.warning("%s: Keras itself does, more slowly.", why)
+            log.warning("%s: Keras itself runs it, more slowly.", why)
+        else:
+            cache.write(converted, asdict(found))
+            return engine, found
     if settings.precision == "bfloat16":
         raise StartupError("--precision bfloat16 needs the engine openvino.")
     keras_engine = KerasEngine(keras_model, settings.max_batch)
@@ -341,58 +274,23 @@ def open_model(wanted: str) -> tuple[Engine, Spec]:
     return keras_engine, found
 
 
-def load_keras_model(name: str, path: Path | None) -> tuple[Any, str]:
-    """Return the Keras model in a file, or of an architecture, and its key of PREPROCESS. Raises StartupError."""
-    if path and not (zipfile.is_zipfile(path) or path.read_bytes()[:4] == b"\x89HDF"):
-        raise StartupError(f"{path} is not a Keras model: save one with model.save('name.keras').")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
-    import keras
-
-    if path:
-        try:
-            return keras.saving.load_model(path, compile=False, safe_mode=not settings.unsafe_model), "none"
-        except Exception as error:  # noqa: BLE001 - Keras raises whatever the file's content trips over
-            raise StartupError(f"{path} cannot be loaded as a Keras model: {first_line(error)}") from None
-    classifiers = {n.lower(): c for n, c in vars(keras.applications).items() if n[0].isupper()}
-    if name not in classifiers:
-        near = difflib.get_close_matches(name, [*classifiers], 1, cutoff=0)[0]
-        raise StartupError(f"--model {name} is neither a file nor a classifier of keras.applications, such as {near}.")
-    build = classifiers[name]
-    try:
-        keras_model = build(weights=settings.weights or "imagenet")
-    except Exception as error:  # noqa: BLE001 - likewise; a failed download is a bare Exception
-        if settings.weights:
-            raise StartupError(f"{settings.weights} does not fit {name}: {first_line(error)}") from None
-        raise DownloadError(name, first_line(error).rpartition(" -- ")[2]) from None
-    pixels = np.random.default_rng(0).uniform(0, 255, (1, 2, 2, 3)).astype(np.float32)
-    wanted = sys.modules[build.__module__].preprocess_input(pixels.copy())
-    return keras_model, next(mode for mode, f in PREPROCESS.items() if np.allclose(f(pixels), wanted, atol=1e-3))
-
-
-def downloaded_weights(name: str) -> list[Path]:
-    """Return the files in Keras' own cache that an architecture may come from; MobileNetV2's is mobilenet_v2_....h5."""
-    folder = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
-    return sorted(file for file in folder.glob("*.h5") if name in re.sub("[-_]", "", file.name.lower()))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, short enough for a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def describe(keras_model: Any, name: str, preprocess: str) -> Spec:
-    """Return the spec of a Keras model. Raises StartupError for a model that does not know its inputs."""
-    spec = Spec(name, [], [], preprocess, read_labels(IMAGENET))
-    try:
-        for tensors, structure, found in (
-            (keras_model.inputs, keras_model.input, spec.inputs),
-            (keras_model.outputs, keras_model.output, spec.outputs),
-        ):
-            names = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
-            found += [Tensor(n, list(t.shape[1:]), t.dtype) for n, t in zip(names, tensors, strict=True)]
-    except (AttributeError, TypeError):
-        raise StartupError(f"{name} does not know its input's shape: call it on a batch, then save it again.") from None
-    return spec
+def settle(outputs: np.ndarray) -> None:
+    """Decide how pixels go in and probabilities come out, given outputs for noise, shape (n, classes)."""
+    mode = settings.preprocess
+    if mode != "auto":
+        spec.preprocess = mode if mode in PREPROCESS else preprocess_of(mode.lower())
+    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "tf"):
+        raise StartupError(f"--preprocess {mode} is for RGB, and {spec.name} takes {spec.image[2]} channels.")
+    spec.activation = settings.activation
+    if spec.activation == "auto":
+        logits = outputs.min() < -0.01 or outputs.max() > 1.01
+        spec.activation = "none" if not logits else "softmax" if outputs.shape[-1] > 1 else "sigmoid"
+        if logits:
+            log.info("The outputs are logits: the server applies %s (--activation none would not).", spec.activation)
+    if settings.labels:
+        spec.labels = read_labels(Path(settings.labels))
+        if len(spec.labels) != spec.classes:
+            raise StartupError(f"--labels: {len(spec.labels)} names for the {spec.classes} classes of {spec.name}.")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -426,23 +324,31 @@ def open_image(data: bytes) -> Image.Image:
 def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     """Return the image as the model takes it: float32, shape (1, height, width, 3), preprocessed as in training.
 
-    `target` is (width, height). The photo is turned upright by its EXIF orientation. Raises ImageError where the
-    pixels cannot be decoded.
+    `target` is (width, height). The photo is turned upright by its EXIF orientation, and has as many channels as the
+    model's input. Raises ImageError where the pixels cannot be decoded.
     """
+    order, mean, deviation = PREPROCESS[spec.preprocess]
+    channels = spec.image[2] if spec.image else 3
     try:
-        # A JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost; twice the target keeps the answer the same.
+        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
         image.draft("RGB", (2 * max(target), 2 * max(target)))
         image.load()
         with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
             ImageOps.exif_transpose(image, in_place=True)
-        small = to_rgb(image).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = convert_mode(image, MODES[channels]).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
     except Exception:  # noqa: BLE001 - as in open_image
         raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
-    return PREPROCESS[spec.preprocess](np.asarray(small, np.float32)[np.newaxis])
+    # As rows of width x channels, in which numpy computes several times faster than in triples.
+    pixels = np.frombuffer(small.tobytes("raw", order if channels == 3 else small.mode), np.uint8)
+    rows = pixels.reshape(target[1], -1).astype(np.float32)
+    if spec.preprocess != "none":
+        rows -= np.tile(np.array(mean[:channels], np.float32), target[0])
+        rows /= np.tile(np.array(deviation[:channels], np.float32), target[0])
+    return rows.reshape(1, target[1], target[0], channels)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in mode RGB, whatever its mode. Alpha is dropped, as Keras' load_img does."""
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image in `mode` (L, RGB or RGBA), whatever its own. Alpha is dropped as Keras' load_img drops it."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel, which Pillow would clip at 255
         pixels = np.nan_to_num(np.asarray(image, np.float32))
         highest = pixels.max(initial=0)
@@ -453,7 +359,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # by way of RGBA, or Pillow warns of transparent palettes
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -685,14 +591,25 @@ def decode(data: bytes) -> np.ndarray:
     with decoding, account.DECODING.time():
         if ticket and ticket.over:
             raise Overdue
-        return prepare_image(open_image(data), spec.target)
+        prepared = prepare_image(open_image(data), spec.target)
+    if spec.image and spec.image[3]:
+        prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))
+    return prepared.astype(spec.inputs[0].dtype, copy=False)
 
 
 def decode_predictions(preds: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
-    """Return for each row of probabilities, shape (n, classes), its `top` most probable labels, best first."""
-    labels = spec.labels if len(spec.labels) == preds.shape[-1] else range(preds.shape[-1])
+    """Return for each row of the model's output, shape (n, classes), its `top` most probable labels, best first."""
+    preds = np.asarray(preds, np.float32)
     if not np.isfinite(preds).all():
         raise ValueError(f"{spec.name} answered with numbers that are not finite")
+    if spec.activation == "softmax":
+        exponentials = np.exp(preds - preds.max(-1, keepdims=True))
+        preds = exponentials / exponentials.sum(-1, keepdims=True)
+    elif spec.activation == "sigmoid":
+        preds = 1 / (1 + np.exp(-preds.clip(-60, 60)))
+    if preds.shape[-1] == 1:  # how probable the second of two classes is
+        preds = np.concatenate([1 - preds, preds], -1)
+    labels = spec.labels if len(spec.labels) == preds.shape[-1] else range(preds.shape[-1])
     return [
         [{"label": str(labels[i]), "probability": float(row[i])} for i in np.argsort(-row, kind="stable")[:top]]
         for row in preds
@@ -701,7 +618,7 @@ def decode_predictions(preds: np.ndarray, top: int) -> list[list[dict[str, Any]]
 
 def read_top() -> int:
     """Return the number of rows that the request asks for with ?top=N."""
-    classes = spec.outputs[0].shape[-1] or 1
+    classes = spec.classes
     text = flask.request.args.get("top")
     if text is None:
         return min(settings.top, classes)
@@ -714,6 +631,9 @@ def read_uploads() -> list[tuple[str, bytes]]:
     """Return the names and contents of the request's images, from a form or as the whole body."""
     if model is None:
         flask.abort(503, "The model is not loaded yet: try again in a moment.")
+    if not spec.image:
+        flask.abort(400, f"{spec.name} takes no images: send its inputs as JSON to /v2/models/{spec.name}/infer or to "
+                    f"/v1/models/{spec.name}:predict.")  # fmt: skip
     request, kind = flask.request, flask.request.mimetype
     if kind == "multipart/form-data":
         files = request.files.getlist("image")
