@@ -335,7 +335,7 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
         image.load()
         with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
             ImageOps.exif_transpose(image, in_place=True)
-        small = convert_mode(image, MODES[channels]).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = convert_mode(image, MODES[channels]).resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
     except Exception:  # noqa: BLE001 - as in open_image
         raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
     # As rows of width x channels, in which numpy computes several times faster than in triples.

@@ -1,0 +1,262 @@
+"""POST /predict: the contract's table, row by row, through Flask's test client and a fake model."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeModel, encode
+from flask.testing import FlaskClient
+from PIL import Image
+from werkzeug.datastructures import MultiDict
+
+import run_keras_server as server
+
+
+def form(*files: tuple[bytes, str], field: str = "image", **fields: str) -> MultiDict:
+    """Return the data of a form that carries these files."""
+    parts: list[tuple[str, Any]] = [(field, (io.BytesIO(data), name)) for data, name in files]
+    return MultiDict([*parts, *fields.items()])
+
+
+def test_one_file(client: FlaskClient, dog: bytes) -> None:
+    answer = client.post("/predict", data=form((dog, "dog.jpg")))
+    assert answer.status_code == 200
+    assert list(answer.json) == ["success", "model", "predictions"]
+    assert answer.json["success"] is True
+    assert answer.json["model"] == "resnet50"
+    rows = answer.json["predictions"]
+    assert len(rows) == 5
+    assert rows[0] == {"label": "German_shepherd", "probability": pytest.approx(0.9)}
+    assert [row["probability"] for row in rows] == sorted((row["probability"] for row in rows), reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "image/x-anything", "application/octet-stream"])
+def test_raw_body(client: FlaskClient, dog: bytes, kind: str) -> None:
+    answer = client.post("/predict", data=dog, content_type=kind)
+    assert answer.status_code == 200
+    assert answer.json["predictions"][0]["label"] == "German_shepherd"
+
+
+@pytest.mark.parametrize("n", [1, 5, 17, 1000])
+def test_top(client: FlaskClient, dog: bytes, n: int) -> None:
+    answer = client.post(f"/predict?top={n}", data=form((dog, "dog.jpg")))
+    assert len(answer.json["predictions"]) == n
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "1001", "five", "", "1.0", "1e2", "٣", "9" * 5000])
+def test_top_that_is_no_number_of_rows(client: FlaskClient, model: FakeModel, dog: bytes, top: str) -> None:
+    answer = client.post("/predict", query_string={"top": top}, data=form((dog, "dog.jpg")))
+    assert answer.status_code == 400
+    assert "1 to 1000" in answer.json["error"]
+    assert not model.batches, "the model worked for a request that was refused"
+
+
+def test_top_of_the_settings(client: FlaskClient, dog: bytes, setting: Callable[..., None]) -> None:
+    setting(top=2)
+    assert len(client.post("/predict", data=form((dog, "dog.jpg"))).json["predictions"]) == 2
+
+
+def test_several_files(client: FlaskClient, model: FakeModel, dog: bytes) -> None:
+    answer = client.post("/predict?top=1", data=form((dog, "a.jpg"), (b"no image", "b.txt"), (dog, "c.jpg")))
+    assert answer.status_code == 200
+    assert answer.json["success"] is True
+    assert answer.json["model"] == "resnet50"
+    first, second, third = answer.json["results"]
+    assert first == {
+        "filename": "a.jpg",
+        "success": True,
+        "predictions": [{"label": "German_shepherd", "probability": pytest.approx(0.9)}],
+    }
+    assert second["filename"] == "b.txt"
+    assert second["success"] is False
+    assert "not an image" in second["error"]
+    assert "predictions" not in second
+    assert third["filename"] == "c.jpg"
+    assert third["success"] is True
+    assert [len(batch) for batch in model.batches] == [2]
+
+
+def test_each_file_gets_its_own_rows(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brightness:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.eye(1000, dtype=np.float32)[(batch.mean((1, 2, 3)) > 0).astype(int)]
+
+    monkeypatch.setattr(server, "model", Brightness())
+    black, white = (encode(Image.new("RGB", (8, 8), colour)) for colour in ("black", "white"))
+    answer = client.post("/predict?top=1", data=form((black, "b"), (b"?", "x"), (white, "w"), (black, "b")))
+    labels = [result["predictions"][0]["label"] for result in answer.json["results"] if result["success"]]
+    assert labels == ["tench", "goldfish", "tench"]
+
+
+def test_several_files_and_none_good(client: FlaskClient) -> None:
+    answer = client.post("/predict", data=form((b"x", "a"), (b"", "b")))
+    assert answer.status_code == 400
+    assert answer.json["success"] is False
+    assert answer.json["error"]
+    assert [result["success"] for result in answer.json["results"]] == [False, False]
+
+
+PNG = encode(Image.new("RGB", (64, 64), "red"))
+BAD_UPLOADS = {
+    "empty": b"",
+    "text": b"this is text",
+    "html": b"<html><img src=x></html>",
+    "signature alone": b"\x89PNG\r\n\x1a\n",
+    "cut off": encode(Image.effect_noise((64, 64), 50), "JPEG")[:700],
+    "cut off PNG": encode(Image.effect_noise((64, 64), 50))[:-500],
+    "icon, not on the list": encode(Image.new("RGB", (16, 16)), "ICO"),
+    "PPM, not on the list": encode(Image.new("RGB", (16, 16)), "PPM"),
+    "PDF": b"%PDF-1.4 " + bytes(100),
+    "zeros": bytes(1000),
+}
+
+
+@pytest.mark.parametrize("name", BAD_UPLOADS)
+def test_bad_file(client: FlaskClient, name: str) -> None:
+    for answer in (
+        client.post("/predict", data=form((BAD_UPLOADS[name], "upload"))),
+        client.post("/predict", data=BAD_UPLOADS[name], content_type="image/jpeg"),
+    ):
+        assert answer.status_code == 400
+        assert answer.json["success"] is False
+        assert len(answer.json["error"]) > 15
+
+
+def test_too_many_pixels(client: FlaskClient, setting: Callable[..., None]) -> None:
+    setting(max_megapixels=0.004)
+    answer = client.post("/predict", data=form((PNG, "a.png")))
+    assert answer.status_code == 400
+    assert "64 x 64" in answer.json["error"]
+    setting(max_megapixels=0.005)
+    assert client.post("/predict", data=form((PNG, "a.png"))).status_code == 200
+
+
+def test_no_image(client: FlaskClient, dog: bytes) -> None:
+    for answer in (
+        client.post("/predict"),
+        client.post("/predict", data=form((dog, "dog.jpg"), field="file")),
+        client.post("/predict", data=form(field="image", other="text"), content_type="multipart/form-data"),
+        client.post("/predict", data=b"x", content_type="multipart/form-data"),  # no boundary
+    ):
+        assert answer.status_code == 400
+        assert "-F image=@" in answer.json["error"]
+
+
+def test_image_as_text(client: FlaskClient) -> None:
+    answer = client.post("/predict", data={"image": "dog.jpg"}, content_type="multipart/form-data")
+    assert answer.status_code == 400
+    assert "@" in answer.json["error"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json", "text/plain", "video/mp4"])
+def test_other_content_types(client: FlaskClient, dog: bytes, kind: str) -> None:
+    answer = client.post("/predict", data=dog, content_type=kind)
+    assert answer.status_code == 415
+    assert "multipart/form-data" in answer.json["error"]
+
+
+def test_body_over_the_limit(client: FlaskClient, dog: bytes, setting: Callable[..., None]) -> None:
+    setting(max_upload_mb=0.01)
+    for answer in (
+        client.post("/predict", data=form((dog, "dog.jpg"))),
+        client.post("/predict", data=dog, content_type="image/jpeg"),
+    ):
+        assert answer.status_code == 413
+        assert "0.01 MiB" in answer.json["error"]
+
+
+def test_too_many_files(client: FlaskClient, setting: Callable[..., None]) -> None:
+    setting(queue_size=3)
+    assert client.post("/predict", data=form(*[(PNG, "a")] * 3)).status_code == 200
+    answer = client.post("/predict", data=form(*[(PNG, "a")] * 4))
+    assert answer.status_code == 400
+    assert "at most 3" in answer.json["error"]
+
+
+def test_model_not_loaded(client: FlaskClient, dog: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "model", None)
+    answer = client.post("/predict", data=form((dog, "dog.jpg")))
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_model_that_answers_nonsense(client: FlaskClient, dog: bytes, monkeypatch: Any, value: float) -> None:
+    class Broken:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.full((1, 1000), value)
+
+    monkeypatch.setattr(server, "model", Broken())
+    answer = client.post("/predict", data=form((dog, "dog.jpg")))
+    assert answer.status_code == 500
+    assert "finite" not in answer.json["error"], "what went wrong is for the log"
+
+
+def test_fake_with_other_classes(client: FlaskClient, dog: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.array([[0.25, 0.75]], np.float32)
+
+    monkeypatch.setattr(server, "model", Two())
+    rows = client.post("/predict", data=form((dog, "dog.jpg"))).json["predictions"]
+    assert rows == [{"label": "1", "probability": 0.75}, {"label": "0", "probability": 0.25}]
+
+
+ERRORS = [
+    ("GET", "/predict", 405),
+    ("PUT", "/predict", 405),
+    ("DELETE", "/", 405),
+    ("GET", "/nothing", 404),
+    ("POST", "/nothing", 404),
+    ("POST", "/predict", 400),
+    ("GET", "/predict/", 404),
+    ("GET", "/%00", 404),
+    ("GET", "/../etc/passwd", 404),
+    ("GET", "/static/../run_keras_server.py", 404),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), ERRORS)
+def test_every_error_has_one_shape(client: FlaskClient, method: str, path: str, status: int) -> None:
+    answer = client.open(path, method=method)
+    assert answer.status_code == status
+    assert answer.content_type == "application/json"
+    assert answer.json.keys() == {"success", "error"}
+    assert answer.json["success"] is False
+    assert re.fullmatch(r"[A-Z/].*[.:].*", answer.json["error"]), "a sentence"
+    assert (status == 405) == ("Allow" in answer.headers)
+
+
+def test_error_within_the_server(
+    client: FlaskClient, dog: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            raise RuntimeError("secret path /srv/x")
+
+    monkeypatch.setattr(server, "model", Broken())
+    answer = client.post("/predict", data=form((dog, "dog.jpg")))
+    assert answer.status_code == 500
+    assert answer.json.keys() == {"success", "error"}
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert answer.headers["X-Request-ID"] in answer.json["error"]
+    assert "secret path" in caplog.text, "the log says why"
+
+
+def test_answers_are_compact_json(client: FlaskClient, dog: bytes) -> None:
+    text = client.post("/predict", data=form((dog, "dog.jpg"))).text
+    assert text.endswith("}\n")
+    assert text.count("\n") == 1
+    json.loads(text)
+
+
+def test_index_says_how_to_post(client: FlaskClient) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert answer.mimetype == "text/html"
+    assert "resnet50" in answer.text
