@@ -31,7 +31,7 @@ def processors() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # cgroup v2: "150000 100000" is one and a half, "max" no quota
         group = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        quota, period = Path("/sys/fs/cgroup", group, "cpu.max").read_text().split()
+        quota, period = (Path("/sys/fs/cgroup") / group / "cpu.max").read_text().split()
         count = min(count, int(quota) // int(period))
     return max(1, count)
 
@@ -87,6 +87,7 @@ class KerasEngine:
         import keras
 
         self.model, self.tree, self.backend = keras_model, keras.tree, keras.backend.backend()
+        self.input, _ = structures(keras_model)
         self.name = f"keras/{self.backend}"
         self.function = trace(keras_model) if self.backend == "tensorflow" else None
         if self.backend == "jax":  # which compiles each size anew: only powers of two, and all of them now
@@ -100,7 +101,7 @@ class KerasEngine:
         rows = len(inputs[0])
         if self.backend == "jax" and (padding := 2 ** (rows - 1).bit_length() - rows):
             inputs = [np.concatenate([a, np.repeat(a[-1:], padding, axis=0)]) for a in inputs]
-        packed = self.tree.pack_sequence_as(self.model.input, inputs)
+        packed = self.tree.pack_sequence_as(self.input, inputs)
         return [np.asarray(output)[:rows] for output in self.tree.flatten(self.model.predict_on_batch(packed))]
 
 
@@ -121,12 +122,23 @@ def trace(keras_model: Any) -> Any:
     import keras
     import tensorflow as tf
 
+    structure, _ = structures(keras_model)
+
     @tf.function(input_signature=[tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in keras_model.inputs])
     def forward(*inputs: Any) -> list[Any]:
-        packed = keras.tree.pack_sequence_as(keras_model.input, inputs)
+        packed = keras.tree.pack_sequence_as(structure, inputs)
         return keras.tree.flatten(keras_model(packed, training=False))
 
     return forward.get_concrete_function()
+
+
+def structures(keras_model: Any) -> tuple[Any, Any]:
+    """Return how a model takes its inputs and gives its outputs: a tensor, or a list or dict of them."""
+    import keras
+
+    if isinstance(keras_model, keras.Sequential):  # which knows them only as lists
+        return keras_model.inputs[0], keras_model.outputs[0]
+    return keras_model.input, keras_model.output
 
 
 class Cache:

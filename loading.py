@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from engines import structures
+
 MODELS = Path(__file__).resolve().parent / "models"
 BUNDLED = MODELS / "efficientnet_lite0.keras"
 IMAGENET = MODELS / "imagenet_classes.json"  # {"0": ["n01440764", "tench"], ...}: Keras' class index
@@ -164,9 +166,11 @@ class Source:
         """Return the spec of the loaded model. Raises StartupError where it does not know its inputs."""
         spec = Spec(self.name, [], [], "none" if self.path else preprocess_of(self.name))
         try:
-            for tensors, structure, found in (
-                (keras_model.inputs, keras_model.input, spec.inputs),
-                (keras_model.outputs, keras_model.output, spec.outputs),
+            for tensors, structure, found in zip(
+                (keras_model.inputs, keras_model.outputs),
+                structures(keras_model),
+                (spec.inputs, spec.outputs),
+                strict=True,
             ):
                 names = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
                 found += [Tensor(n, list(t.shape[1:]), t.dtype) for n, t in zip(names, tensors, strict=True)]
@@ -217,16 +221,22 @@ def preprocess_of(name: str) -> str:
 
 
 def load_saved_model(path: Path) -> Any:
-    """Return a Keras model around a SavedModel's signature `serving_default`, whose inputs it takes by name."""
+    """Return a Keras model around a SavedModel's signature `serving_default`, with its names of inputs and outputs."""
     keras = import_keras()
     import tensorflow as tf
 
-    signature = tf.saved_model.load(path).signatures["serving_default"]
-    inputs = {
-        name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name)
-        for name, spec in signature.structured_input_signature[1].items()
-    }
-    return keras.Model(inputs, keras.layers.TFSMLayer(path, call_endpoint="serving_default")(**inputs))
+    saved = tf.saved_model.load(path)
+    signature = saved.signatures["serving_default"]
+
+    class Signature(keras.layers.Layer):
+        def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            return signature(**inputs)
+
+    layer = Signature()
+    layer.saved = saved  # which holds the variables that the signature only points to
+    specs = signature.structured_input_signature[1]
+    inputs = {name: keras.Input(tuple(s.shape[1:]), dtype=s.dtype.name, name=name) for name, s in specs.items()}
+    return keras.Model(inputs, layer(inputs))
 
 
 def first_line(error: Exception) -> str:

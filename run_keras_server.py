@@ -127,9 +127,10 @@ SETTINGS = (
     Setting("weights", "", "weights file for the architecture that --model names, instead of a download",
             metavar="FILE"),
     Setting("labels", "", "names of the classes: a line each, a JSON list, or Keras' class index", metavar="FILE"),
-    Setting("preprocess", "auto", "none, caffe, tf, torch, or as the architecture of this name; auto is what --model was "
-            "trained with, none for a file", metavar="MODE"),
-    Setting("activation", "auto", "auto, none, softmax or sigmoid, for the output; auto is what makes probabilities of it", one_of("auto", "none", "softmax", "sigmoid")),
+    Setting("preprocess", "auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's name; "
+            "auto is the architecture's own, and none for a file", metavar="MODE"),
+    Setting("activation", "auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
+            one_of("auto", "none", "softmax", "sigmoid")),
     Setting("engine", "auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
             one_of("auto", "openvino", "keras")),
     Setting("precision", "float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
@@ -158,6 +159,11 @@ SETTINGS = (
 # fmt: on
 
 
+def shown_default(setting: Setting) -> str:
+    """Return a default as help and README show it."""
+    return "off" if setting.default is False else str(setting.default or "")
+
+
 def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
     """Return the settings, the command line before the environment before the defaults.
 
@@ -168,35 +174,33 @@ def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
         epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
     )
     for setting in SETTINGS:
-        value = setting.default
-        action: dict[str, Any] = {}
-        try:
-            if setting.variable in os.environ:
-                value = setting.read(os.environ[setting.variable])
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"{setting.variable}: {error}")
-        if isinstance(setting.default, tuple):  # repeatable
-            value = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
-            action = {"action": "append"}
-        elif isinstance(setting.default, bool):  # --unsafe-model is --unsafe-model on
-            action = {"nargs": "?", "const": True}
-        shown = f" (default: {setting.default})" if setting.default not in ("", (), False) else ""
+        value, more = setting.default, {}
+        if given := os.environ.get(setting.variable):
+            try:
+                value = setting.read(given)
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"{setting.variable}: {error}")
+        if isinstance(setting.default, tuple):  # may be repeated
+            value, more = [part.strip() for part in given.split(",")] if given else [], {"action": "append"}
+        elif isinstance(setting.default, bool):  # --unsafe-model alone is on
+            more = {"nargs": "?", "const": True}
+        default = shown_default(setting)
         parser.add_argument(
             setting.option,
             default=value,
             type=setting.read,
-            help=setting.help + shown,
+            help=setting.help + (f" (default: {default})" if default else ""),
             metavar=setting.metavar or setting.name.rpartition("_")[2].upper(),
-            **action,
+            **more,  # type: ignore[arg-type]
         )
     found = parser.parse_args(arguments)
     if found.api_key_file:
         try:
-            found.api_key += Path(found.api_key_file).read_text("ascii").split()
+            found.api_key += Path(found.api_key_file).read_text("ascii").split() or [""]
         except (OSError, UnicodeDecodeError):
             parser.error(f"--api-key-file {found.api_key_file}: there is no such file of ASCII keys")
-        if not found.api_key:  # an empty secret must not open the door
-            parser.error(f"--api-key-file {found.api_key_file}: the file holds no key")
+    if not all(found.api_key):  # it would open the door to all
+        parser.error("--api-key: a key is empty")
     return found
 
 
