@@ -233,7 +233,9 @@ class Front(WSGIServer):
 
     def __init__(self, listener: Any, app: Callable[..., Any], limits: Limits, draining: threading.Event):
         """Take a listening gevent socket; `draining` is set when the server begins to stop."""
-        super().__init__(listener, app, spawn=Pool(CONNECTIONS), log=None, error_log=log, handler_class=Handler)
+        name = {"SERVER_NAME": listener.getsockname()[0]}  # or gevent would ask the DNS for it
+        options = {"spawn": Pool(CONNECTIONS), "log": None, "error_log": log, "environ": name}
+        super().__init__(listener, app, handler_class=Handler, **options)
         self.limits, self.draining = limits, draining
         self.workers = ThreadPoolExecutor(limits.threads, "web")
         self.idle: set[Handler] = set()  # connections between two requests

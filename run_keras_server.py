@@ -802,6 +802,7 @@ def serve(listener: Any) -> int:
         grace=settings.drain_seconds,
     )
     front = Front(listener, app, limits, draining)
+    front.start()
     model.on_death = front.die
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, front.stop_softly)
