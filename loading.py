@@ -1,23 +1,37 @@
-"""Finds the model that the settings name, loads it with Keras, and describes it.
+"""Finds the model that the settings name, loads it with Keras, describes it, and gives it its engine.
 
 Keras is imported only where a model is really loaded: a start from the cache of converted models does without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import logging
 import os
 import re
 import sys
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines import structures
+from engines import (
+    Cache,
+    Engine,
+    KerasEngine,
+    OpenVINOEngine,
+    accelerated,
+    convert,
+    has_bfloat16,
+    processors,
+    structures,
+)
+
+log = logging.getLogger("keras_server")
 
 MODELS = Path(__file__).resolve().parent / "models"
 BUNDLED = MODELS / "efficientnet_lite0.keras"
@@ -183,6 +197,38 @@ class Source:
         return spec
 
 
+def open_engine(source: Source, settings: Any) -> tuple[Engine, Spec]:
+    """Return the engine that runs a model as the settings say, and the model's spec. Raises StartupError."""
+    if settings.precision == "bfloat16" and not has_bfloat16():
+        raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
+    on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    threads = settings.engine_threads or processors()
+    cache = Cache(settings.cache_dir, source.name, source.files)
+    if on_openvino and (kept := cache.read()):
+        with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
+            return OpenVINOEngine(kept[0], settings.precision, threads), Spec.from_json(kept[1])
+    keras_model = source.load()
+    found = source.describe(keras_model)
+    if on_openvino:
+        try:
+            converted = convert(keras_model)
+            found.engine = OpenVINOEngine.name
+            engine = OpenVINOEngine(converted, settings.precision, threads)
+        except Exception as error:  # noqa: BLE001 - a converter may fail in any way
+            why = f"OpenVINO cannot run {source.name} ({first_line(error)})"
+            if settings.engine == "openvino":
+                raise StartupError(f"{why}: try --engine keras.") from None
+            log.warning("%s: Keras itself runs it, more slowly.", why)
+        else:
+            cache.write(converted, asdict(found))
+            return engine, found
+    if settings.precision == "bfloat16":
+        raise StartupError("--precision bfloat16 needs the engine openvino.")
+    keras_engine = KerasEngine(keras_model, settings.max_batch)
+    found.engine = keras_engine.name
+    return keras_engine, found
+
+
 def import_keras() -> Any:
     """Import Keras, without the greetings of TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -228,7 +274,7 @@ def load_saved_model(path: Path) -> Any:
     saved = tf.saved_model.load(path)
     signature = saved.signatures["serving_default"]
 
-    class Signature(keras.layers.Layer):
+    class Signature(keras.layers.Layer):  # type: ignore[name-defined]
         def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
             return signature(**inputs)
 

@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from PIL import Image, ImageOps
 from werkzeug.exceptions import HTTPException
 
 import ticket as account
-from engines import Cache, Engine, KerasEngine, OpenVINOEngine, accelerated, convert, has_bfloat16, processors
+from engines import processors
 from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body
 from loading import (
     MODES,
@@ -51,7 +51,7 @@ from loading import (
     Source,
     Spec,
     StartupError,
-    first_line,
+    open_engine,
     preprocess_of,
     read_labels,
 )
@@ -119,7 +119,6 @@ class Setting:
 
 COUNT = number(int, 1, 100_000)
 THREADS = number(int, 0, 1024)
-CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "keras-server")
 # fmt: off
 SETTINGS = (
     Setting("model", "", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or 'bundled'; "
@@ -138,7 +137,8 @@ SETTINGS = (
     Setting("max_batch", 8, "most images that the model computes at once", COUNT, "N"),
     Setting("decode_threads", 0, "most images that are decoded at once; 0: one a processor", THREADS, "N"),
     Setting("engine_threads", 0, "threads that compute one batch; 0: one a processor", THREADS, "N"),
-    Setting("cache_dir", CACHE, "folder for converted models, for a faster start; empty: none", metavar="FOLDER"),
+    Setting("cache_dir", "~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
+            metavar="FOLDER"),
     Setting("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
     Setting("port", 5000, "port to listen on; 0: a free one", number(int, 0, 65_535)),
     Setting("top", 5, "rows in an answer, unless the request says ?top=N", COUNT, "N"),
@@ -161,7 +161,7 @@ SETTINGS = (
 
 def shown_default(setting: Setting) -> str:
     """Return a default as help and README show it."""
-    return "off" if setting.default is False else str(setting.default or "")
+    return "off" if setting.default is False else str(setting.default) if setting.default != () else ""
 
 
 def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
@@ -174,7 +174,7 @@ def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
         epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
     )
     for setting in SETTINGS:
-        value, more = setting.default, {}
+        value, more = setting.default, dict[str, Any]()
         if given := os.environ.get(setting.variable):
             try:
                 value = setting.read(given)
@@ -191,7 +191,7 @@ def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
             type=setting.read,
             help=setting.help + (f" (default: {default})" if default else ""),
             metavar=setting.metavar or setting.name.rpartition("_")[2].upper(),
-            **more,  # type: ignore[arg-type]
+            **more,
         )
     found = parser.parse_args(arguments)
     if found.api_key_file:
@@ -224,7 +224,7 @@ def load_model() -> None:
     global model, spec, source
     source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model)
     try:
-        run, spec = open_engine(source)
+        run, spec = open_engine(source, settings)
     except DownloadError as error:
         if settings.model:
             raise
@@ -234,7 +234,7 @@ def load_model() -> None:
             error.reason,
         )
         source = Source("bundled")
-        run, spec = open_engine(source)
+        run, spec = open_engine(source, settings)
     # Noise warms up, and shows whether the outputs are probabilities. Ones are valid tokens, too.
     values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
     ones = [np.ones((1, *(d or 8 for d in t.shape)), t.dtype) for t in spec.inputs]
@@ -244,38 +244,6 @@ def load_model() -> None:
     model = Batcher(run, settings.max_batch, settings.queue_size)
     account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": settings.precision})
     account.WAITING.set_function(lambda: getattr(model, "waiting", 0))
-
-
-def open_engine(source: Source) -> tuple[Engine, Spec]:
-    """Return the engine that runs a model, and the model's spec. Raises StartupError."""
-    if settings.precision == "bfloat16" and not has_bfloat16():
-        raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
-    on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
-    threads = settings.engine_threads or processors()
-    cache = Cache(settings.cache_dir, source.name, source.files)
-    if on_openvino and (kept := cache.read()):
-        with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
-            return OpenVINOEngine(kept[0], settings.precision, threads), Spec.from_json(kept[1])
-    keras_model = source.load()
-    found = source.describe(keras_model)
-    if on_openvino:
-        try:
-            converted = convert(keras_model)
-            found.engine = OpenVINOEngine.name
-            engine = OpenVINOEngine(converted, settings.precision, threads)
-        except Exception as error:  # noqa: BLE001 - a converter may fail in any way
-            why = f"OpenVINO cannot run {source.name} ({first_line(error)})"
-            if settings.engine == "openvino":
-                raise StartupError(f"{why}: try --engine keras.") from None
-            log.warning("%s: Keras itself runs it, more slowly.", why)
-        else:
-            cache.write(converted, asdict(found))
-            return engine, found
-    if settings.precision == "bfloat16":
-        raise StartupError("--precision bfloat16 needs the engine openvino.")
-    keras_engine = KerasEngine(keras_model, settings.max_batch)
-    found.engine = keras_engine.name
-    return keras_engine, found
 
 
 def settle(outputs: np.ndarray) -> None:
@@ -576,17 +544,13 @@ def predict() -> Any:
             if answer["success"]:
                 answer["predictions"] = next(rows)
     account.IMAGES.inc(len(batch))
-    if len(answers) > 1:
+    if len(answers) == 1:
         if not batch:
-            return {
-                "success": False,
-                "error": "None of these files is an image that can be read.",
-                "results": answers,
-            }, 400
-        return {"success": True, "model": spec.name, "results": answers}
+            flask.abort(400, answers[0]["error"])
+        return {"success": True, "model": spec.name, "predictions": answers[0]["predictions"]}
     if not batch:
-        flask.abort(400, answers[0]["error"])
-    return {"success": True, "model": spec.name, "predictions": answers[0]["predictions"]}
+        return {"success": False, "error": "None of these files can be read as an image.", "results": answers}, 400
+    return {"success": True, "model": spec.name, "results": answers}
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -676,17 +640,14 @@ def healthz() -> Any:
 def readyz() -> Any:
     """Readiness: a prediction would be taken."""
     busy = getattr(model, "busy_since", None)
-    for wrong, why in (
-        (draining.is_set(), "The server is shutting down."),
-        (model is None, "The model is not loaded yet."),
-        (getattr(model, "dead", False), "The model's thread has ended."),
-        (
-            busy and time.monotonic() - busy > settings.timeout,
-            "The model has been busy with one batch for too long.",
-        ),
-    ):
-        if wrong:
-            flask.abort(503, why)
+    reasons = {
+        "The server is shutting down.": draining.is_set(),
+        "The model is not loaded yet.": model is None,
+        "The model's thread has ended.": getattr(model, "dead", False),
+        "The model has been busy with one batch for too long.": busy and time.monotonic() - busy > settings.timeout,
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        flask.abort(503, reason)
     return {"status": "ready", "model": spec.name}
 
 

@@ -350,7 +350,7 @@ def test_model_that_openvino_cannot_convert(setting: Setter, tmp_path: Path, mon
     def fail(_: Any) -> None:
         raise ValueError("no translation\nfor op Strange")
 
-    monkeypatch.setattr(server, "convert", fail)
+    monkeypatch.setattr(loading, "convert", fail)
     server.load_model()
     assert server.spec.engine == "keras/tensorflow"
     assert "no translation" in caplog.text
