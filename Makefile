@@ -1,10 +1,12 @@
-# make serve   sets up and serves          make test    sets up and passes the tests
-# make lint    ruff and mypy               make bench   measures against other servers (half an hour)
+# make serve        sets up and serves             make test        sets up and passes the tests
+# make lint         ruff and mypy                  make format      puts the code into shape
+# make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
+# make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test lint format bench clean
+.PHONY: serve test lint format bench soak serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
@@ -21,6 +23,12 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/serve .venv-bench/done
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+soak: .venv/serve
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+
 # A stamp is newer than its requirements once they are installed.
 .venv/serve: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -31,5 +39,10 @@ format: .venv/dev
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
+.venv-bench/done: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r $<
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* build benchmarks/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,59 @@
+"""Draw requests/s against clients from results.json. Runs in the environment that has matplotlib.
+
+.venv-bench/bin/python benchmarks/plot.py results.json throughput.png
+"""
+
+import json
+import sys
+
+import matplotlib as mpl
+import report
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import NullLocator
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the markers do it on paper, too.
+LOOKS = {
+    "ours-bfloat16": ("#D55E00", "D"),
+    "ours-float32": ("#0072B2", "o"),
+    "litserve": ("#009E73", "s"),
+    "bentoml": ("#E69F00", "^"),
+    "ray": ("#CC79A7", "v"),
+    "tutorial": ("#000000", "x"),
+}
+
+
+def main(source: str, target: str) -> None:
+    """Draw one panel a model."""
+    with open(source) as file:
+        numbers = report.Numbers(json.load(file))
+    figure, panels = plt.subplots(
+        1, len(numbers.models), figsize=(max(9, 5.5 * len(numbers.models)), 4.6), squeeze=False
+    )
+    for panel, model in zip(panels[0], numbers.models, strict=True):
+        for contestant, (color, marker) in LOOKS.items():
+            if contestant in numbers.contestants:
+                rates = [numbers.load(model, contestant, clients, "rps") for clients in numbers.clients]
+                panel.plot(numbers.clients, rates, color=color, marker=marker, label=report.TITLES[contestant])
+        for precision in numbers.precisions:
+            color, _ = LOOKS[f"ours-{precision}"]
+            limit = numbers.engine(model, precision, "images_per_s")
+            panel.axhline(limit, color=color, linestyle="--", label=f"the engine alone, {precision}")
+        panel.set_title(report.MODEL_TITLES[model])
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(numbers.clients, [str(clients) for clients in numbers.clients])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel("clients")
+        panel.set_ylabel("requests/s")
+        panel.set_ylim(bottom=0)
+        panel.grid(color="#dddddd")
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.savefig(target, dpi=120)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
