@@ -29,6 +29,12 @@ bench: .venv/serve .venv-bench/done
 soak: .venv/serve
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
+serve-ray: .venv-ray/done
+	.venv-ray/bin/python ray_serve_app.py $(ARGS)
+
+test-ray: .venv-ray/done
+	.venv-ray/bin/python -m pytest tests_ray $(ARGS)
+
 # A stamp is newer than its requirements once they are installed.
 .venv/serve: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +48,11 @@ soak: .venv/serve
 .venv-bench/done: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet -r $<
+	touch $@
+
+.venv-ray/done: requirements-ray.txt requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet -r requirements-ray.txt -r requirements-dev.txt
 	touch $@
 
 clean:

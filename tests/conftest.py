@@ -21,6 +21,11 @@ ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The contract's tests take a server that runs already."""
+    parser.addoption("--base-url", metavar="URL", help="server for test_contract.py, instead of one of its own")
+
+
 class FakeModel:
     """Answers with class 235, German_shepherd, and remembers what it was asked."""
 

@@ -1,0 +1,242 @@
+"""The container and the manifests: valid, in agreement with the settings; the image's steps run in a clean folder."""
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import conftest
+import pytest
+from conftest import ROOT, Process
+
+import run_keras_server as server
+
+yaml: Any = pytest.importorskip("yaml")
+
+DEFAULTS = {setting.name: setting.default for setting in server.SETTINGS}
+VARIABLES = {setting.variable for setting in server.SETTINGS}
+LAST_ANSWERS = 5  # seconds, at least, between the last deadline and the end by force
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """Return a Dockerfile's instructions and their arguments, continued lines joined."""
+    lines = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+DOCKERFILE = instructions((ROOT / "Dockerfile").read_text("utf-8"))
+STARTS = [i for i, (name, _) in enumerate(DOCKERFILE) if name == "FROM"]
+BUILD, LAST = DOCKERFILE[: STARTS[-1]], DOCKERFILE[STARTS[-1] :]
+ENV = dict(pair.split("=", 1) for name, rest in LAST if name == "ENV" for pair in shlex.split(rest))
+MANIFESTS = {doc["kind"]: doc for doc in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8"))}
+POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+RAY_SERVICE = yaml.safe_load((ROOT / "deploy/rayservice.yaml").read_text("utf-8"))
+SERVE_CONFIGS = {
+    "serve_config.yaml": yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8")),
+    "rayservice.yaml": yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"]),
+}
+
+
+def arguments(stage: list[tuple[str, str]], name: str) -> list[str]:
+    return [rest for found, rest in stage if found == name]
+
+
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {row["name"]: row.get("value", "") for row in container["env"]}
+
+
+# ------------------------------------------------------------------------------------------- the image
+
+
+def test_the_dockerfile_has_no_faults_that_its_linter_knows() -> None:
+    linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not linter:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([linter, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_last_stage_is_slim_installs_nothing_and_is_not_root() -> None:
+    assert arguments(LAST, "FROM")[0].endswith("-slim")
+    assert not [rest for rest in arguments(LAST, "RUN") if re.search(r"\b(apt|pip|gcc|make|curl)\b", rest)]
+    assert int(arguments(LAST, "USER")[-1]) > 0
+
+
+def test_signals_reach_the_server_and_the_health_check_needs_no_shell() -> None:
+    assert json.loads(arguments(LAST, "CMD")[-1]) == ["python", "run_keras_server.py"]
+    check = json.loads(arguments(LAST, "HEALTHCHECK")[0].partition("CMD ")[2])
+    assert check[0] == "python"
+    assert "/healthz" in check[2]
+
+
+def test_the_image_listens_to_all_and_knows_its_variables() -> None:
+    assert ENV["KERAS_SERVER_HOST"] == "0.0.0.0"
+    assert {name for name in ENV if name.startswith("KERAS_SERVER_")} <= VARIABLES
+    assert arguments(LAST, "EXPOSE") == [ENV["KERAS_SERVER_PORT"]]
+
+
+def test_the_cache_belongs_to_who_serves() -> None:
+    """Or it would not be trusted, and the container would convert the model at every start."""
+    copied = next(rest for rest in arguments(LAST, "COPY") if rest.endswith(ENV["KERAS_SERVER_CACHE_DIR"]))
+    assert f"--chown={arguments(LAST, 'USER')[-1]}:" in copied
+    assert "--chmod=700" in copied
+
+
+def context(folder: Path) -> None:
+    """Copy what .dockerignore leaves of the project, as `COPY . .` does."""
+    rules = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    for path in ROOT.iterdir():
+        kept = True
+        for rule in rules:
+            if fnmatch.fnmatch(path.name, rule.removeprefix("!")):
+                kept = rule.startswith("!")
+        if kept and path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif kept:
+            shutil.copy(path, folder)
+
+
+def test_the_images_steps_in_a_clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, started from the converted model, healthy, stopped by SIGTERM, and no file is written after the build."""
+    home, cache = tmp_path / "srv", tmp_path / "cache"
+    home.mkdir()
+    context(home)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "PYTHON"))}
+    step = next(rest for rest in arguments(BUILD, "RUN") if "create_app" in rest)
+    step = step.replace("/opt/venv/bin/python", shlex.quote(sys.executable)).replace("/opt/cache", str(cache))
+    subprocess.run(
+        ["sh", "-euc", step], cwd=home, env=plain | {"PYTHONDONTWRITEBYTECODE": "1"}, check=True, timeout=300
+    )
+    cache.chmod(0o700)
+    before = {path: path.stat().st_mtime_ns for folder in (home, cache) for path in folder.rglob("*")}
+    settings = {name: value for name, value in ENV.items() if name not in ("PATH", "PYTHONUNBUFFERED")}
+    settings |= {"KERAS_SERVER_CACHE_DIR": str(cache), "KERAS_SERVER_HOST": "127.0.0.1", "HOME": str(tmp_path / "none")}
+    monkeypatch.setattr(conftest, "ROOT", home)
+    process = Process("--drain-seconds", "0", **settings)
+    try:
+        process.wait_until_ready()
+        assert not [line for line in process.lines if "could not be kept" in line], "it converted the model again"
+        check = json.loads(arguments(LAST, "HEALTHCHECK")[0].partition("CMD ")[2])
+        port = process.url.rpartition(":")[2]
+        environment = plain | {"KERAS_SERVER_PORT": port}
+        subprocess.run([sys.executable, *check[1:]], env=environment, check=True, timeout=60)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 0
+    finally:
+        process.popen.kill()
+        process.popen.communicate()
+    assert before == {path: path.stat().st_mtime_ns for folder in (home, cache) for path in folder.rglob("*")}
+    assert not (tmp_path / "none").exists()
+
+
+# --------------------------------------------------------------------------------------- the manifests
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
+@pytest.mark.parametrize("release", ["1.28", "1.31"])
+def test_the_manifests_fit_kubernetes_schemas(kind: str, release: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    validate.validate(MANIFESTS[kind], release, strict=True)
+
+
+def test_the_pods_of_the_ray_service_fit_kubernetes_schemas() -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
+        validate.validate(pod, "1.31", strict=True)
+        assert set(variables(pod["spec"]["containers"][0])) & {"KERAS_SERVER_API_KEY"}
+
+
+def test_everything_selects_the_same_pods() -> None:
+    labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert MANIFESTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert MANIFESTS["Service"]["spec"]["selector"] == labels
+    assert MANIFESTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "path"), [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
+)
+def test_probes_ask_paths_that_the_app_has_without_a_key(probe: str, path: str) -> None:
+    asked = CONTAINER[probe]["httpGet"]
+    assert asked["path"] == path
+    assert path in {rule.rule for rule in server.app.url_map.iter_rules()}
+    assert path.strip("/") in server.NEED_NO_KEY
+    ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+    assert ports[asked["port"]] == int(ENV["KERAS_SERVER_PORT"])
+    assert MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"] == asked["port"]
+
+
+def test_a_pod_has_time_to_drain() -> None:
+    given = variables(CONTAINER)
+    needed = float(given["KERAS_SERVER_DRAIN_SECONDS"]) + float(given["KERAS_SERVER_TIMEOUT"]) + LAST_ANSWERS
+    assert POD["terminationGracePeriodSeconds"] >= needed
+    readiness = CONTAINER["readinessProbe"]
+    noticed = readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
+    assert float(given["KERAS_SERVER_DRAIN_SECONDS"]) > noticed, "connections are refused before the pod is left out"
+
+
+def test_the_pod_may_nothing_that_it_need_not() -> None:
+    assert POD["securityContext"]["runAsUser"] == int(arguments(LAST, "USER")[-1])
+    assert POD["securityContext"]["runAsNonRoot"]
+    assert not POD["automountServiceAccountToken"]
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_key_comes_from_a_secret_and_variables_are_settings() -> None:
+    key = next(row for row in CONTAINER["env"] if row["name"] == "KERAS_SERVER_API_KEY")
+    assert "secretKeyRef" in key["valueFrom"]
+    assert set(variables(CONTAINER)) <= VARIABLES
+
+
+# ------------------------------------------------------------------------------------------ Ray's files
+
+
+@pytest.mark.parametrize("name", SERVE_CONFIGS)
+def test_ray_serves_what_the_settings_say(name: str) -> None:
+    application = SERVE_CONFIGS[name]["applications"][0]
+    module, _, attribute = application["import_path"].partition(":")
+    assert re.search(rf"^{attribute} = ", (ROOT / f"{module}.py").read_text("utf-8"), re.MULTILINE)
+    given = application.get("runtime_env", {}).get("env_vars", {})
+    assert {variable for variable in given if variable.startswith("KERAS_SERVER_")} <= VARIABLES
+    deployment = application["deployments"][0]
+    assert f"class {deployment['name']}:" in (ROOT / f"{module}.py").read_text("utf-8")
+    assert deployment["max_ongoing_requests"] >= 2 * DEFAULTS["max_batch"]
+    assert deployment["max_queued_requests"] == DEFAULTS["queue_size"]
+    assert deployment["backpressure_config"] == {"status_code": 503, "retry_after_s": 1}
+    assert deployment["graceful_shutdown_timeout_s"] >= DEFAULTS["timeout"] + LAST_ANSWERS
+    scaling = deployment["autoscaling_config"]
+    assert DEFAULTS["max_batch"] <= scaling["target_ongoing_requests"] < deployment["max_ongoing_requests"]
+
+
+def test_every_ray_pod_has_time_to_drain_and_the_gates() -> None:
+    cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
+    deployment = SERVE_CONFIGS["rayservice.yaml"]["applications"][0]["deployments"][0]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] >= deployment["graceful_shutdown_timeout_s"]
+        given = variables(pod["containers"][0])
+        assert given["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "ray_serve_app:gates"
+        assert given["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert {row["name"] for row in pod["containers"][0]["ports"]} == {"serve"}
+
+
+def test_the_plain_server_knows_nothing_of_ray() -> None:
+    for name in ("run_keras_server", "loading", "engines", "front", "ticket"):
+        assert not re.search(r"\bray\b", (ROOT / f"{name}.py").read_text("utf-8"), re.IGNORECASE)
+    assert not re.search("ray|a2wsgi", (ROOT / "requirements.txt").read_text("utf-8"))

@@ -1,0 +1,171 @@
+"""The Gate alone: before a pretended proxy, without a cluster."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import ray_serve_app
+import run_keras_server as server
+from ray_serve_app import Gate
+
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+BODY = {"type": "http.response.body", "body": b"{}"}
+RAY_OWN = {"headers": [(b"content-type", b"text/plain"), (b"retry-after", b"1")]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_serve_app, "PAUSE", 0.001)
+
+
+def ask(
+    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait"
+) -> tuple[int, dict[str, str], Any]:
+    """Send a request through a gate; returns the answer's status, headers and JSON."""
+    sent: list[dict[str, Any]] = []
+    incoming = [{"type": "http.request", "body": p, "more_body": i < len(parts) - 1} for i, p in enumerate(parts)]
+
+    async def receive() -> dict[str, Any]:
+        if incoming:
+            return incoming.pop(0)
+        if then == "wait":
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [*headers]}
+    asyncio.run(Gate(app)(scope, receive, send))
+    if not sent:
+        return 0, {}, None
+    found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+    return sent[0]["status"], found, json.loads(b"".join(m["body"] for m in sent[1:]))
+
+
+def answering(*answers: Any) -> Any:
+    """An app that gives these answers in turn and notes the bodies that it was sent."""
+    left = list(answers)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        app.bodies.append((await receive())["body"])  # type: ignore[attr-defined]
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        for message in answer:
+            await send(message)
+
+    app.bodies = []  # type: ignore[attr-defined]
+    return app
+
+
+def test_the_app_gets_the_whole_body_at_once() -> None:
+    app = answering([START, BODY])
+    assert ask(app, b"a", b"b", b"c")[0] == 200
+    assert app.bodies == [b"abc"]
+
+
+def test_a_chunked_body_has_a_length_then() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers.append(dict(scope["headers"]))
+        await send(START)
+        await send(BODY)
+
+    headers: list[dict[bytes, bytes]] = []
+    assert ask(app, b"abc", b"d", headers=[(b"transfer-encoding", b"chunked")])[0] == 200
+    assert headers == [{b"content-length": b"4"}]
+
+
+@pytest.mark.parametrize("lost", [[], [START], RuntimeError("died")])
+def test_a_lost_answer_is_asked_for_again(lost: Any) -> None:
+    app = answering(lost, lost, [START, BODY])
+    assert ask(app, b"photo")[0] == 200
+    assert app.bodies == [b"photo"] * 3
+
+
+def test_where_every_replica_is_lost() -> None:
+    app = answering([])
+    status, headers, answer = ask(app, b"photo")
+    assert (status, headers["retry-after"], answer["success"]) == (503, "1", False)
+    assert len(app.bodies) == ray_serve_app.TRIES
+
+
+@pytest.mark.parametrize(("code", "expected"), [(503, 503), (408, 504), (404, 503), (500, 503)])
+def test_rays_own_errors_are_put_in_the_contracts_shape(code: int, expected: int) -> None:
+    status, headers, answer = ask(answering([START | RAY_OWN | {"status": code}, BODY]), b"x")
+    assert status == expected
+    assert ("retry-after" in headers) == (expected == 503)
+    assert answer.keys() == {"success", "error"}
+    assert headers["x-request-id"]
+
+
+def test_the_apps_own_errors_stay_as_they_are() -> None:
+    own = [START | {"status": 503}, BODY | {"body": b'{"error": "own"}'}]
+    app = answering(own)
+    assert ask(app, b"x")[2] == {"error": "own"}
+    assert len(app.bodies) == 1
+
+
+def test_headers_come_once() -> None:
+    twice = START | {"headers": [(b"x-request-id", b"app"), (b"x-request-id", b"ray"), (b"content-type", b"a/b")]}
+    assert ask(answering([twice, BODY]), b"x")[1]["x-request-id"] == "app"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_limit_is_not_passed_on(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.settings, "max_upload_mb", 0.001)
+    app = answering([START, BODY])
+    status, _, answer = ask(app, b"x" * 2000, headers=[(b"content-length", b"2000")] if announced else [])
+    assert (status, answer["success"]) == (413, False)
+    assert not app.bodies
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_serve_app, "BODIES", -1)
+    assert ask(answering([START, BODY]), b"x")[0] == 503
+
+
+def test_a_body_that_breaks_off() -> None:
+    assert ask(answering([START, BODY]), then="leave")[0] == 400
+
+
+def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps the cancellation to itself, as this app does."""
+    monkeypatch.setattr(server.settings, "timeout", 0.05)
+
+    async def slow(*_: Any) -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            return
+
+    status, _, answer = ask(slow, b"x")
+    assert (status, answer["success"]) == (504, False)
+
+
+def test_who_left_is_not_asked_for_again() -> None:
+    async def leaves(_: Any, receive: Any, send: Any) -> None:
+        calls.append(await receive())
+        calls.append(await receive())
+
+    calls: list[Any] = []
+    assert ask(leaves, b"x", then="leave") == (0, {}, None)
+    assert [message["type"] for message in calls] == ["http.request", "http.disconnect"]
+
+
+def test_a_gate_behind_a_gate() -> None:
+    """As with HAProxy, where both stand in the replica."""
+    assert ask(Gate(answering([START, BODY]), tries=1), b"x")[0] == 200
+
+
+def test_rays_own_paths_pass() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["path"])
+
+    asyncio.run(Gate(app)({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
+    assert seen == ["/-/healthz"]
