@@ -114,7 +114,8 @@ def convert(keras_model: Any) -> Any:
 
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
-    return openvino().convert_model(trace(keras_model))
+    # Not shared: TensorFlow frees the weights once the Keras model is gone, and the answers would turn to noise.
+    return openvino().convert_model(trace(keras_model), share_weights=False)
 
 
 def trace(keras_model: Any) -> Any:

@@ -1,5 +1,6 @@
 """Models of every kind: loaded, converted, described and kept, in this process."""
 
+import gc
 import io
 import os
 import sys
@@ -92,6 +93,19 @@ def test_batches_of_every_size_answer_alike(setting: Setter) -> None:
     rows = np.random.default_rng(0).uniform(0, 255, (9, 224, 224, 3)).astype(np.float32)
     alone = np.concatenate([server.model.predict(row[np.newaxis]) for row in rows])
     assert np.allclose(server.model.predict(rows), alone, atol=1e-5)
+
+
+def test_answers_outlive_the_keras_model(setting: Setter) -> None:
+    """On a first start the converted model must not live on weights that TensorFlow has given back meanwhile."""
+    setting(model="bundled", cache_dir="")
+    server.load_model()
+    first = classify(PHOTO, 1000)
+    gc.collect()
+    garbage = [np.full((256, 1024), np.nan, np.float32) for _ in range(100)]  # which would take the memory's place
+    assert classify(PHOTO, 1000) == first
+    del garbage
+    (row,) = classify(PHOTO, 1)["predictions"]
+    assert (row["label"], row["probability"]) == ("German_shepherd", pytest.approx(0.964, abs=0.01))
 
 
 def test_bundled_model_knows_the_dog(setting: Setter) -> None:
