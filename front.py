@@ -2,54 +2,76 @@
 
 A connection costs a greenlet and nothing else until its request has arrived completely, so slow clients take neither
 a thread nor a place in the queue. Everything that a client can draw out has its time, everything that it can swell has
-its size.
+its size. pywsgi speaks HTTP; where it is more lenient than the standard, this module is not, because where two readers
+of a request disagree about its end somebody smuggles another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
 import json
 import logging
 import os
+import re
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 import gevent
-import gevent.socket
 from gevent.event import Event
 from gevent.pool import Pool
-from gevent.pywsgi import MAX_REQUEST_LINE, Input, WSGIHandler, WSGIServer
-from werkzeug.test import run_wsgi_app
+from gevent.pywsgi import Input, OldMessage, WSGIHandler, WSGIServer
+from gevent.socket import wait_read
 
 from ticket import Ticket
 
 log = logging.getLogger("keras_server")
 
-IDLE_SECONDS = 30  # a kept-alive connection may be silent between two requests
-HEAD_SECONDS = 10  # from a request's first line to the end of its head
+IDLE_SECONDS = 30  # a connection may be silent before and between requests
+HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 HEAD_BYTES = 32 * 1024
-LINGER_SECONDS = 5  # in which a refused body is still read away, so that the client gets to read the answer
-STALL_SECONDS = 30  # in which a client takes nothing of its answer
+LINE_BYTES = 8 * 1024  # of the head's first line
+STALL_SECONDS = 10  # in which a client takes nothing of its answer
+LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
+SILENT_SECONDS = 3  # that the client may be silent meanwhile
+STEPS = 16  # reads, or small requests, that a client may have at once while others wait
 CONNECTIONS = 8192  # more wait in the kernel
-BODIES = 32  # of the largest size, that all connections together may have sent; past it bodies are refused
+BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
+DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
+FRAMING_BYTES = 128 * 1024  # that a chunked body may have over its content: a byte a chunk would cost much for little
 
 OVERLOADED = "The server has more to do than it can: try again in a moment."
 TOO_LATE = "The answer was not ready in time: try again, or with fewer images."
 TOO_LARGE = "The request is larger than the {:g} MiB that this server takes: send a smaller picture."
+FAILED = "The server failed on this request; its log says why."
 
-Answer = tuple[list[bytes], str, list[tuple[str, str]]]  # chunks of the body, status line, headers
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rf"{TOKEN} [!-~\x80-\xff]+ HTTP/1\.[01]\r\n")
+FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r\n")
+
+Answer = tuple[str, list[tuple[str, str]], bytes]  # status line, headers, body
 
 
 def error_body(path: str, sentence: str) -> bytes:
     """Return the JSON of an error; on the paths of other protocols in the shape that their clients read."""
     foreign = path.startswith(("/v1", "/v2"))
     return json.dumps({"error": sentence} if foreign else {"success": False, "error": sentence}).encode() + b"\n"
+
+
+@functools.lru_cache(1)
+def date(seconds: int) -> str:
+    """Return a time as HTTP writes it."""
+    return formatdate(seconds, usegmt=True)
 
 
 @dataclass(frozen=True)
@@ -61,171 +83,304 @@ class Limits:
     requests: int  # that have arrived and are not answered
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
+    headers: tuple[tuple[str, str], ...] = ()  # that the answers have which the app does not know of, besides their own
 
 
 class Refusal(Exception):
     """A request that the app never sees, with the status and the sentence of its answer."""
 
-    def __init__(self, status: int, sentence: str):
+    def __init__(self, status: int = 400, sentence: str = "This is not a well-formed HTTP request."):
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
+
+
+class Reader(io.RawIOBase):
+    """What a client sends; each read ends with a TimeoutError when its time is up."""
+
+    def __init__(self, sock: Any):
+        self.socket = sock
+        self.until = 0.0
+        self.count = 0  # bytes
+        self.turn, self.steps = 0.0, 0
+
+    def readable(self) -> bool:
+        """Tell the buffer around it that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what has come, at least one byte unless the client has ended."""
+        self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
+        size = self.socket.recv_into(buffer)
+        self.count += size
+        self.breathe()
+        return size
+
+    def breathe(self) -> None:
+        """Let the others have their turn: a client that sends faster than it is read would keep them waiting."""
+        turn = gevent.get_hub().loop.now()  # stands still until the loop has its turn
+        self.steps = self.steps + 1 if turn == self.turn else 0
+        self.turn = turn
+        if self.steps >= STEPS:
+            gevent.sleep(0)
 
 
 class Handler(WSGIHandler):
     """A connection: reads one whole request after the other, each within its time, and writes the answers."""
 
     server: Front
-    environ: dict[str, Any] | None
+    command: str
+    path: str
 
     def __init__(self, sock: Any, address: Any, server: Front):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # pywsgi writes head and body apart
-        sock.settimeout(STALL_SECONDS)
-        self.ticket = Ticket(server.limits.seconds)
-        self.held = 0  # bytes of the current request's body
-        super().__init__(sock, address, server)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.reader = Reader(sock)
+        super().__init__(sock, address, server, io.BufferedReader(self.reader))
 
-    def handle_one_request(self) -> Any:
-        """Wait for a request and serve it. Returns None where the connection is to be closed."""
-        self.server.idle.add(self)
+    def handle_one_request(self) -> bool | None:
+        """Wait for a request and serve it. Returns True where another may follow, else None."""
+        self.ticket = Ticket(self.server.limits.seconds)
+        self.environ: dict[str, Any] | None = None
+        self.command = self.path = ""
+        self.close_connection = self.headers_sent = self.evicted = False
+        self.size = 0  # bytes that have come of the body
+        self.held = 0  # and that are kept
         try:
-            return super().handle_one_request()
+            if super().handle_one_request():
+                self.reader.breathe()
+                return True
+            if self.ticket.closed:
+                self.linger()
         except Refusal as refusal:
-            return self.refuse(refusal)
+            with contextlib.suppress(OSError):
+                self.refuse(refusal)
+                self.linger()
+        except OSError:
+            pass  # the client has left, or is silent, or takes nothing
         finally:
-            self.server.idle.discard(self)
+            self.server.headless.pop(self, None)
             self.server.held -= self.held
-            self.held = 0
+        return None
 
     def read_requestline(self) -> str:
-        """Wait for a request's first line, which starts its clock."""
-        with gevent.Timeout(IDLE_SECONDS, OSError("idle")):  # pywsgi closes the connection on OSError
-            line = super().read_requestline()
-        self.server.idle.discard(self)
-        self.ticket, self.environ = Ticket(self.server.limits.seconds), None
-        if len(line) >= MAX_REQUEST_LINE:
+        """Wait for a request's first line, which starts its clock. Raises OSError where none comes."""
+        self.server.headless[self] = self.reader.count
+        self.reader.until = time.monotonic() + (SILENT_SECONDS if self.server.closing else IDLE_SECONDS)
+        if not self.rfile.peek(1):
+            raise ConnectionAbortedError
+        self.ticket = Ticket(self.server.limits.seconds)
+        self.reader.until = self.ticket.arrived + HEAD_SECONDS
+        try:
+            line = self.rfile.readline(LINE_BYTES)
+            if line == b"\r\n":  # some clients end a body with one too many
+                line = self.rfile.readline(LINE_BYTES)
+        except TimeoutError:
+            raise self.late from None
+        if len(line) == LINE_BYTES:
             raise Refusal(414, "The address is too long.")
-        return line
-
-    def MessageClass(self, *_: Any) -> Any:
-        """Read and parse the fields of the head."""
-        lines, size = [], 0
-        while (line := self.rfile.readline(HEAD_BYTES)) not in (b"\r\n", b"\n", b""):
-            lines.append(line)
-            size += len(line)
-            if size > HEAD_BYTES:
-                raise Refusal(431, f"The request's head is larger than {HEAD_BYTES} bytes.")
-        return super().MessageClass(io.BytesIO(b"".join(lines)), 0)
+        if not line.endswith(b"\n"):
+            raise ConnectionAbortedError
+        return line.decode("latin-1")
 
     def read_request(self, raw_requestline: str) -> bool:
-        """Read the head. Raises ValueError or Refusal where it is malformed, late, or unclear about the body."""
-        with gevent.Timeout(HEAD_SECONDS, Refusal(408, "The request's head did not arrive in time.")):
-            super().read_request(raw_requestline)
-        lengths = self.headers.get_all("content-length", [])
-        codings = self.headers.get_all("transfer-encoding", [])
-        if self.request_version == "HTTP/0.9" or len(lengths) > 1 or not all(n.isdecimal() for n in lengths):
-            raise ValueError
-        if codings and [coding.lower() for coding in codings] != ["chunked"]:
-            raise Refusal(501, "The only transfer encoding that this server understands is chunked.")
+        """Read the head. Raises Refusal or ValueError where it is malformed, late, or unclear about the body."""
+        if not REQUEST_LINE.fullmatch(raw_requestline):
+            raise Refusal
+        super().read_request(raw_requestline)
+        self.server.headless.pop(self, None)
+        if not self.path.startswith("/"):  # as to a proxy, http://host/path
+            self.path = "/" + re.sub("^https?://[^/?#]*/?", "", self.path, flags=re.IGNORECASE)
         return True
 
+    def MessageClass(self, *_: Any) -> Any:
+        """Read the fields of the head, which say where the request ends."""
+        fields, size = OldMessage(), 0
+        while (line := self.rfile.readline(HEAD_BYTES).decode("latin-1")) != "\r\n":
+            size += len(line)
+            if not line:
+                raise ConnectionAbortedError
+            if size >= HEAD_BYTES:
+                raise Refusal(431, f"The request's head is larger than {HEAD_BYTES} bytes.")
+            if not (field := FIELD.fullmatch(line)):
+                raise Refusal
+            fields[field[1]] = field[2].strip("\t ")
+        modern = self.request_version == "HTTP/1.1"
+        hosts, lengths, codings = (fields.get_all(name, []) for name in ("host", "content-length", "transfer-encoding"))
+        if len(hosts) > 1 or (modern and not hosts):
+            raise Refusal(400, "HTTP/1.1 asks for exactly one Host field.")
+        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
+            raise Refusal
+        if codings and (lengths or not modern):
+            raise Refusal
+        if codings and [coding.lower() for coding in codings] != ["chunked"]:
+            raise Refusal(501, "The only transfer encoding that this server understands is chunked.")
+        return fields
+
     def _handle_client_error(self, ex: Exception) -> None:
-        self.refuse(ex if isinstance(ex, Refusal) else Refusal(400, "This is not a well-formed HTTP request."))
+        """Raise what is wrong with the head, as Refusal, or as OSError where nobody waits for an answer."""
+        if isinstance(ex, TimeoutError):
+            raise self.late from None
+        raise ex if isinstance(ex, Refusal | OSError) else Refusal() from None
+
+    @property
+    def late(self) -> Refusal:
+        """What a head that takes too long is answered."""
+        return Refusal(408, "The request's head did not arrive in time.")
 
     def run_application(self) -> None:
         """Read the body, have the app answer, and write that."""
         try:
-            body = self.read_body()
-        except Refusal as refusal:
-            return self.refuse(refusal)
-        environ = self.environ or {}
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), "ticket": self.ticket}
-        # What has no body costs little and is to be answered under any load: health, metrics, the page.
-        answer = self.run_in_thread if self.command == "POST" else self.server.run
-        chunks, status, headers = answer(environ)
-        self.start_response(status, headers)
-        for chunk in chunks or [b""]:
-            self.write(chunk)
-        return None
+            try:
+                self.respond(*self.answer(self.read_body()))
+            except Refusal as refusal:
+                self.wsgi_input = Input(self.rfile, 0)  # or pywsgi would read the body to its end, however long
+                self.refuse(refusal)
+        except OSError:  # nobody waits for the answer any more
+            self.close_connection = True
 
-    def read_body(self) -> bytes:
-        """Return the whole body. Raises Refusal for one that is too large, late or broken off."""
+    def handle_error(self, *error: Any) -> None:
+        """Log an error outside the app, which is one of this module."""
+        self.close_connection = True
+        if not issubclass(error[0], gevent.GreenletExit):  # by which stop() ends it
+            log.error("A connection failed", exc_info=error)
+
+    def read_body(self) -> bytes | None:
+        """Return the whole body, or None under overload. Raises Refusal for one that is too large, late or broken."""
         server, limit = self.server, self.server.limits.body
+        too_large = Refusal(413, TOO_LARGE.format(limit / 2**20))
         if (self.content_length or 0) > limit:
-            raise Refusal(413, TOO_LARGE.format(limit / 2**20))
-        late = Refusal(408, "The request's body did not arrive in time: send a smaller picture.")
+            raise too_large
+        wanted = self.command != "POST" or not server.full_queue  # else it is read, and not kept
+        if not wanted and self.wsgi_input.socket:  # the client asks before it sends
+            raise Refusal(503, OVERLOADED)
+        server.bodies[self] = None
+        self.reader.until, before = self.ticket.due, self.reader.count
         parts = []
         try:
-            with gevent.Timeout(max(self.ticket.left, 0.001), late):
-                while part := self.wsgi_input.read(65536):
+            while part := self.wsgi_input.read(65536):
+                self.size += len(part)
+                if self.size > limit:
+                    raise too_large
+                if self.reader.count - before > 2 * self.size + FRAMING_BYTES:
+                    raise Refusal(400, "The request's body comes in chunks that are too small.")
+                if wanted:
                     parts.append(part)
                     self.held += len(part)
                     server.held += len(part)
-                    if self.held > limit:
-                        raise Refusal(413, TOO_LARGE.format(limit / 2**20))
-                    if server.held > BODIES * max(limit, 2**20):
-                        raise Refusal(503, OVERLOADED)
-        except OSError:
-            raise Refusal(400, "The request's body broke off, or is not in the chunks that HTTP asks for.") from None
-        return b"".join(parts)
-
-    def run_in_thread(self, environ: dict[str, Any]) -> Answer:
-        """Run the app on a native thread, while this greenlet watches the clock and the client."""
-        server, ticket = self.server, self.ticket
-        if server.admitted >= server.limits.requests:
-            return self.plain(503, OVERLOADED)
-        done = Event()
-        server.admitted += 1
-        future = server.workers.submit(server.run, environ)
-        future.add_done_callback(lambda _: server.loop.run_callback_threadsafe(done.set))
-        watch = gevent.spawn(self.watch_client, done)
-        try:
-            done.wait(max(ticket.left, 0.001))
+                    server.make_room()
+        except TimeoutError:
+            raise Refusal(408, "The request's body did not arrive in time: send a smaller picture.") from None
+        except (OSError, ValueError):  # ValueError comes from a chunk's size
+            if not self.evicted:
+                raise Refusal(
+                    400, "The request's body broke off, or is not in the chunks that HTTP asks for."
+                ) from None
         finally:
-            server.admitted -= 1
-            watch.kill(block=False)
-        if future.done():
-            return future.result()
-        future.cancel()
+            del server.bodies[self]
+        if self.evicted:
+            raise Refusal(503, OVERLOADED)
+        return b"".join(parts) if wanted else None
+
+    def answer(self, body: bytes | None) -> Answer:
+        """Return the answer to a request that has arrived. Raises ConnectionAbortedError where nobody waits for it."""
+        server, ticket, environ = self.server, self.ticket, self.environ or {}
+        if body is None or (self.command == "POST" and server.full_queue):
+            return self.plain(503, OVERLOADED)
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), "ticket": ticket}
+        if self.command != "POST":  # costs little, and is to be answered under any load: health, metrics, the page
+            return server.run(environ) or self.plain(500, FAILED)
+        work = Work(environ)
+        server.submit(work)
+        watch = gevent.spawn(self.watch, work)
+        work.settled.wait(max(ticket.left, 0.001))
+        watch.kill(block=False)
+        if work.finished:
+            return work.answer or self.plain(500, FAILED)
+        server.withdraw(work)
         status = 499 if ticket.gone else 504
         ticket.gone = True
-        return self.plain(status, TOO_LATE)
+        answer = self.plain(status, TOO_LATE)
+        if status == 499:
+            raise ConnectionAbortedError
+        return answer
 
-    def watch_client(self, done: Event) -> None:
+    def watch(self, work: Work) -> None:
         """Give the request up when its client closes the connection."""
         with contextlib.suppress(OSError):
-            gevent.socket.wait_read(self.socket.fileno())
+            wait_read(self.socket.fileno())
             if self.socket.recv(1, socket.MSG_PEEK):
                 return  # the next request, sent early
-        self.ticket.gone = True
-        done.set()
+        work.environ["ticket"].gone = True
+        work.settled.set()
 
     def plain(self, status: int, sentence: str) -> Answer:
         """Return and record an answer that the app does not know of."""
-        body = error_body(self.path or "", sentence)
-        self.ticket.describe(self.environ or {"REQUEST_METHOD": self.command or "", "PATH_INFO": self.path or ""})
-        self.ticket.close(status)
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        headers += [("X-Request-ID", self.ticket.id), ("X-Content-Type-Options", "nosniff")]
+        ticket = self.ticket
+        path, _, _ = self.path.partition("?")
+        ticket.describe(self.environ or {"REQUEST_METHOD": self.command, "PATH_INFO": path})
+        ticket.size = self.size
+        ticket.close(status)
+        headers = [("Content-Type", "application/json"), ("X-Request-ID", ticket.id)]
+        headers += [("X-Content-Type-Options", "nosniff"), *self.server.limits.headers]
         headers += [("Retry-After", "1")] if status == 503 else []
-        headers += [("Connection", "close")] if self.server.draining.is_set() else []
-        phrase = HTTPStatus(status).phrase if status != 499 else "Client Closed Request"  # nginx's number
-        return [body], f"{status} {phrase}", headers
+        phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase  # nginx's number
+        return f"{status} {phrase}", headers, error_body(ticket.path, sentence)
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer a request that cannot be read to its end, read away what still comes, and close."""
-        (body,), status, headers = self.plain(refusal.status, refusal.sentence)
-        lines = [f"HTTP/1.1 {status}", *(f"{k}: {v}" for k, v in headers if k != "Connection"), "Connection: close"]
+        """Answer a request that cannot be read to its end."""
         self.close_connection = True
-        self.wsgi_input = Input(self.rfile, 0)  # or pywsgi would read the body to its end, however long
-        with contextlib.suppress(OSError), gevent.Timeout(LINGER_SECONDS, False):
-            self.socket.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-            self.socket.shutdown(socket.SHUT_WR)
-            while self.socket.recv(65536):
-                pass
+        self.respond(*self.plain(refusal.status, refusal.sentence))
+
+    def respond(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Write an answer."""
+        if self.server.draining.is_set():
+            self.close_connection = True
+        fields = [f"{name}: {value}" for name, value in headers if name != "Connection"]
+        fields.append(f"Date: {date(int(time.time()))}")
+        if self.close_connection or self.request_version == "HTTP/1.0":
+            fields.append(f"Connection: {'close' if self.close_connection else 'keep-alive'}")
+        if not status.startswith(("204", "304")) and not any(name == "Content-Length" for name, _ in headers):
+            fields.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode("latin-1")
+        self.socket.settimeout(STALL_SECONDS)
+        self.socket.sendall(head if self.command == "HEAD" else head + body)  # pywsgi would send them apart
+
+    def linger(self) -> None:
+        """Read away what the client still sends: closed at once, the kernel would take the answer back with a reset."""
+        self.socket.shutdown(socket.SHUT_WR)
+        until, buffer = time.monotonic() + LINGER_SECONDS, bytearray(65536)
+        while time.monotonic() < until:
+            self.reader.until = min(until, time.monotonic() + SILENT_SECONDS)
+            if not self.reader.readinto(buffer):
+                break
+
+    def dismiss(self) -> None:
+        """Close the connection if nothing has come on it: its greenlet wakes up and ends."""
+        try:
+            self.socket.settimeout(0)
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self.cut()
+        except OSError:
+            pass
+
+    def cut(self) -> None:
+        """Let the greenlet see the connection's end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RD)
 
     def log_request(self) -> None:
         """Leave the log to the ticket."""
+
+
+class Work:
+    """A request on its way through a native thread."""
+
+    def __init__(self, environ: dict[str, Any]):
+        self.environ = environ
+        self.answer: Answer | None = None
+        self.finished = False
+        self.settled = Event()  # answered, or given up
 
 
 class Front(WSGIServer):
@@ -233,20 +388,82 @@ class Front(WSGIServer):
 
     def __init__(self, listener: Any, app: Callable[..., Any], limits: Limits, draining: threading.Event):
         """Take a listening gevent socket; `draining` is set when the server begins to stop."""
-        name = {"SERVER_NAME": listener.getsockname()[0]}  # or gevent would ask the DNS for it
-        options = {"spawn": Pool(CONNECTIONS), "log": None, "error_log": log, "environ": name}
+        environ = {"SERVER_NAME": listener.getsockname()[0]}  # or gevent would ask the DNS for it
+        environ |= {"wsgi.multithread": True}
+        options = {"spawn": Pool(connections()), "log": None, "error_log": log, "environ": environ}
         super().__init__(listener, app, handler_class=Handler, **options)
+        give_memory_back()
         self.limits, self.draining = limits, draining
         self.workers = ThreadPoolExecutor(limits.threads, "web")
-        self.idle: set[Handler] = set()  # connections between two requests
-        self.admitted = 0  # requests that have arrived and are not answered
-        self.held = 0  # bytes of bodies
+        self.queue: deque[Work] = deque()  # requests that wait for a thread
+        self.running = 0  # requests that have one
+        self.headless: dict[Handler, int] = {}  # connections without a whole head, the oldest first
+        self.bodies: dict[Handler, None] = {}  # connections that send a body
+        self.held = 0  # bytes of all bodies that are not answered
+        self.closing = False  # the port is closed
         self.status = 0
 
-    def run(self, environ: dict[str, Any]) -> Answer:
-        """Run the app on a request that is in memory."""
-        chunks, status, headers = run_wsgi_app(self.application, environ, buffered=True)
-        return [*chunks], status, [*headers]
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut."""
+        if self.pool.full() and self.headless:
+            oldest = next(iter(self.headless))
+            del self.headless[oldest]
+            oldest.cut()
+        super().handle(sock, address)
+
+    def make_room(self) -> None:
+        """Where bodies take too much memory, give up the largest of those that are still being sent."""
+        leaving = sum(handler.held for handler in self.bodies if handler.evicted)
+        if self.held - leaving > BODIES * max(self.limits.body, 2**20):
+            largest = max(self.bodies, key=lambda handler: 0 if handler.evicted else handler.held)
+            largest.evicted = True
+            largest.cut()
+
+    @property
+    def full_queue(self) -> bool:
+        """Whether no more requests are taken."""
+        return len(self.queue) + self.running >= self.limits.requests
+
+    def submit(self, work: Work) -> None:
+        """Have a thread run the app on a request, in turn."""
+        self.queue.append(work)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give waiting requests to free threads."""
+        while self.queue and self.running < self.limits.threads:
+            self.running += 1
+            self.workers.submit(self.run_in_thread, self.queue.popleft())
+
+    def withdraw(self, work: Work) -> None:
+        """Forget a request that still waits for a thread."""
+        with contextlib.suppress(ValueError):
+            self.queue.remove(work)
+
+    def run_in_thread(self, work: Work) -> None:
+        """Answer a request, on a native thread."""
+        work.answer = self.run(work.environ)
+        self.loop.run_callback_threadsafe(self.finish, work)
+
+    def finish(self, work: Work) -> None:
+        """Wake the connection whose answer is ready, and use the thread for another."""
+        work.finished = True
+        work.settled.set()
+        self.running -= 1
+        self.dispatch()
+
+    def run(self, environ: dict[str, Any]) -> Answer | None:
+        """Return the app's answer to a request that is in memory, or None where it failed to give one."""
+        head: list[Any] = []
+        try:
+            chunks = self.application(environ, lambda status, headers, exc_info=None: head.extend((status, headers)))
+            try:
+                return head[0], head[1], b"".join(chunks)
+            finally:
+                getattr(chunks, "close", lambda: None)()
+        except Exception:
+            log.exception("The app failed")
+            return None
 
     def stop_softly(self) -> None:
         """On a signal: tell the probes, take connections for the grace period, answer what was accepted, end."""
@@ -255,7 +472,7 @@ class Front(WSGIServer):
             os._exit(1)
         log.info("Stopping: connections are taken for %g s more, then what is accepted is answered.", self.limits.grace)
         self.draining.set()
-        gevent.spawn(self.drain, self.limits.grace)
+        gevent.spawn(self.drain, self.limits.grace, self.limits.seconds + STALL_SECONDS)
 
     def die(self) -> None:
         """Callable from any thread: answer what can be answered, then end with a status that asks for a restart."""
@@ -264,18 +481,37 @@ class Front(WSGIServer):
             log.critical("The model's thread has ended, so the process ends too: a supervisor should restart it.")
             self.status = 1
             self.draining.set()
-            gevent.spawn(self.drain, 0)
+            gevent.spawn(self.drain, 0, DEATH_SECONDS)
 
         self.loop.run_callback_threadsafe(end)
 
-    def drain(self, grace: float) -> None:
+    def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
-        self._do_read()  # who stands in the kernel's queue has been promised an answer
+        self.closing = True
+        while connection := self.do_read():  # who stands in the kernel's queue believes to be connected
+            self.do_handle(*connection)
         self.stop_accepting()
         self.socket.close()
-        for handler in [*self.idle]:  # they wake up; one whose request has just come still serves it
-            with contextlib.suppress(OSError):
-                handler.socket.shutdown(socket.SHUT_RD)
-        self.pool.join(timeout=self.limits.seconds + LINGER_SECONDS)
+        for handler, count in [*self.headless.items()]:
+            if handler.reader.count == count:
+                handler.dismiss()
+        self.pool.join(timeout=patience)
         self.stop(0)
+
+
+def give_memory_back() -> None:
+    """Have glibc return large blocks once they are free: else each thread keeps those of the largest image it saw."""
+    mmap_threshold, size = -3, 8 * 2**20  # smaller ones, as for most photos, cost less when they are kept
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(mmap_threshold, size)
+
+
+def connections() -> int:
+    """Return how many connections there may be: each is an open file, and some are needed for other things."""
+    try:
+        import resource
+    except ImportError:
+        return CONNECTIONS
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, files - 128))

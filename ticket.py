@@ -40,6 +40,7 @@ LATENCY = histogram("request_seconds", "From a request's first line to its answe
 DECODING = histogram("decode_seconds", "Decoding and preparing one image")
 QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch")
 INFERENCE = histogram("inference_seconds", "Computing one batch")
+LINE = "method=%(method)s path=%(path)s status=%(status)s ms=%(ms)s images=%(images)s bytes=%(bytes)s id=%(id)s"
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
@@ -57,7 +58,8 @@ class Ticket:
         self.gone = False  # nobody waits any more: the client left, or was told 504
         self.closed = False
         self.images = 0
-        self.method = self.path = self.id = self.size = ""
+        self.method = self.path = self.id = ""
+        self.size = 0
 
     @property
     def left(self) -> float:
@@ -72,7 +74,8 @@ class Ticket:
     def describe(self, environ: dict[str, Any]) -> None:
         """Note what the log will say. An id that the client chose is kept where it is well-formed."""
         self.method, self.path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.size = environ.get("CONTENT_LENGTH") or "0"
+        size = environ.get("CONTENT_LENGTH") or "0"
+        self.size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0
         given = environ.get("HTTP_X_REQUEST_ID", "")
         self.id = self.id or (given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex)
 
@@ -90,8 +93,7 @@ class Ticket:
         # Quoted, for a path with a line break in it would write a line of its own.
         path = urllib.parse.quote(self.path[:200], safe="/:", encoding="latin-1", errors="replace")
         fields = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 1)}
-        fields |= {"images": self.images, "bytes": self.size, "id": self.id}
-        log.info("%s", " ".join(f"{k}={v}" for k, v in fields.items()), extra={"fields": fields})
+        log.info(LINE, fields | {"images": self.images, "bytes": self.size, "id": self.id})
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request that this thread serves
@@ -103,7 +105,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON; what a request's line says stands in fields of its own."""
         line = {"time": self.formatTime(record), "level": record.levelname}
-        line |= getattr(record, "fields", None) or {"message": record.getMessage()}
+        line |= record.args if isinstance(record.args, dict) else {"message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -1,0 +1,221 @@
+"""The batcher: who waits for whom, who is computed with whom, and what happens to them when something fails."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from fakes import wait_until
+
+from run_keras_server import Batcher, ModelDied, Overdue, QueueFull
+from ticket import TICKET, Ticket
+
+
+class Engine:
+    """Doubles its input when the test lets it, and remembers each batch by its rows' first numbers."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered, self.passes = threading.Semaphore(0), threading.Semaphore(0)
+        self.poison: type[BaseException] = ArithmeticError
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        rows = [int(row.flat[0]) for row in inputs[0]]
+        self.batches.append(rows)
+        self.entered.release()
+        assert self.passes.acquire(timeout=30)
+        if -1 in rows:
+            raise self.poison
+        return [inputs[0] * 2, inputs[0].sum(axis=tuple(range(1, inputs[0].ndim)))]
+
+
+class Bench:
+    """A batcher on that engine, and threads that ask it."""
+
+    def __init__(self, max_batch: int = 4, queue_size: int = 200) -> None:
+        self.engine = Engine()
+        self.batcher = Batcher(self.engine, max_batch, queue_size)
+        self.threads = ThreadPoolExecutor(50)
+
+    def ask(self, *rows: int, ticket: Ticket | None = None, width: int = 3) -> "Future[list[np.ndarray]]":
+        """Have a thread ask for rows of these numbers, and wait until they are in the queue."""
+
+        def run() -> list[np.ndarray]:
+            TICKET.set(ticket)
+            return self.batcher.compute([np.repeat(np.array(rows, np.float32)[:, np.newaxis], width, axis=1)])
+
+        before = self.batcher.waiting, len(self.engine.batches)
+        answer = self.threads.submit(run)
+        wait_until(lambda: answer.done() or (self.batcher.waiting, len(self.engine.batches)) != before)
+        return answer
+
+    def busy(self, *rows: int) -> "Future[list[np.ndarray]]":
+        """Ask, and wait until the engine computes the first batch of it."""
+        answer = self.ask(*rows)
+        assert self.engine.entered.acquire(timeout=20)
+        return answer
+
+    def go(self) -> None:
+        """Let everything through."""
+        self.engine.passes.release(10_000)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.go()
+    made.threads.shutdown()
+
+
+def doubled(*rows: int) -> list[list[float]]:
+    return [[2.0 * row] * 3 for row in rows]
+
+
+def test_a_lone_row_is_computed_at_once(bench: Bench) -> None:
+    answer = bench.busy(7)  # nothing else is needed for it to reach the engine
+    assert bench.engine.batches == [[7]]
+    bench.go()
+    first, second = answer.result(20)
+    assert first.tolist() == doubled(7)
+    assert second.tolist() == [21]
+
+
+def test_what_has_queued_while_the_engine_was_busy_is_the_next_batch(bench: Bench) -> None:
+    answers = [bench.busy(0), *(bench.ask(n) for n in range(1, 8))]
+    bench.go()
+    assert [answer.result(20)[0].tolist() for answer in answers] == [doubled(n) for n in range(8)]
+    assert bench.engine.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_a_long_request_starves_nobody(bench: Bench) -> None:
+    long = bench.busy(*range(100, 200))
+    short = [bench.ask(n) for n in range(3)]
+    bench.go()
+    assert [answer.result(20)[0].tolist() for answer in short] == [doubled(n) for n in range(3)]
+    assert long.result(20)[0].tolist() == doubled(*range(100, 200))
+    assert bench.engine.batches[:2] == [[100, 101, 102, 103], [104, 0, 1, 2]]
+    assert len(bench.engine.batches) == 26  # every one of them full but the last
+
+
+def test_long_requests_share_the_batches_equally(bench: Bench) -> None:
+    first = bench.busy(0)
+    long = [bench.ask(*range(n, n + 6)) for n in (10, 20)]
+    bench.go()
+    assert first.result(20)
+    assert [answer.result(20)[0].tolist() for answer in long] == [doubled(*range(n, n + 6)) for n in (10, 20)]
+    assert bench.engine.batches[1:] == [[10, 11, 20, 21], [12, 13, 22, 23], [14, 15, 24, 25]]
+
+
+def test_only_equal_kinds_share_a_batch(bench: Bench) -> None:
+    answers = [bench.busy(0), *(bench.ask(n, width=2 + n % 2) for n in range(1, 6))]
+    bench.go()
+    assert [answer.result(20)[0].shape for answer in answers] == [(1, 3), (1, 3), (1, 2), (1, 3), (1, 2), (1, 3)]
+    assert bench.engine.batches == [[0], [1, 3, 5], [2, 4]]
+
+
+def test_a_row_that_fails_does_not_fail_its_neighbours(bench: Bench) -> None:
+    answers = [bench.busy(0), bench.ask(1), bench.ask(-1), bench.ask(2)]
+    bench.go()
+    assert isinstance(answers[2].exception(20), ArithmeticError)
+    assert [answers[n].result(20)[0].tolist() for n in (0, 1, 3)] == [doubled(n) for n in (0, 1, 2)]
+    assert bench.ask(5).result(20)[0].tolist() == doubled(5)
+
+
+def test_a_long_request_that_fails_leaves_the_queue(bench: Bench) -> None:
+    long = bench.busy(-1, *range(20))
+    assert bench.batcher.waiting == 17
+    bench.go()
+    assert isinstance(long.exception(20), ArithmeticError)
+    wait_until(lambda: bench.batcher.waiting == 0)
+    assert bench.engine.batches == [[-1, 0, 1, 2]]
+
+
+def test_nobody_waits_past_the_deadline_and_nothing_is_computed_for_it(bench: Bench) -> None:
+    first, last = bench.busy(0), Ticket(0.2)
+    late = bench.ask(1, ticket=last)
+    assert isinstance(late.exception(20), Overdue)
+    assert last.left <= 0
+    bench.go()
+    assert first.result(20)
+    assert bench.ask(2).result(20)[0].tolist() == doubled(2)
+    assert bench.engine.batches == [[0], [2]]
+    assert bench.batcher.waiting == 0
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(bench: Bench) -> None:
+    first, ticket = bench.busy(0), Ticket(60)
+    gone, other = bench.ask(1, ticket=ticket), bench.ask(2)
+    ticket.gone = True
+    bench.go()
+    assert isinstance(gone.exception(20), Overdue)
+    assert first.result(20)
+    assert other.result(20)
+    assert bench.engine.batches == [[0], [2]]
+    assert bench.batcher.waiting == 0
+
+
+def test_the_rest_of_a_long_request_is_dropped_when_its_client_goes(bench: Bench) -> None:
+    ticket = Ticket(60)
+    long = bench.ask(*range(20), ticket=ticket)
+    assert bench.engine.entered.acquire(timeout=20)
+    ticket.gone = True
+    bench.go()
+    assert isinstance(long.exception(20), Overdue)
+    assert bench.engine.batches == [[0, 1, 2, 3]]
+    assert bench.batcher.waiting == 0
+
+
+def test_the_queue_is_counted_in_rows() -> None:
+    bench = Bench(max_batch=2, queue_size=5)
+    answers = [bench.busy(0), bench.ask(1, 2, 3)]
+    with pytest.raises(QueueFull):
+        bench.batcher.compute([np.zeros((3, 3), np.float32)])
+    answers.append(bench.ask(4, 5))
+    assert bench.batcher.waiting == 5
+    with pytest.raises(QueueFull):
+        bench.batcher.predict(np.zeros((1, 3), np.float32))
+    bench.go()
+    assert all(answer.result(20) for answer in answers)
+    assert bench.batcher.waiting == 0
+    bench.threads.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench: Bench) -> None:
+    class Unexpected(BaseException):
+        pass
+
+    died = threading.Event()
+    bench.batcher.on_death = died.set
+    bench.engine.poison = Unexpected
+    answers = [bench.busy(-1), bench.ask(1, 2, 3, 4, 5), bench.ask(6)]
+    bench.go()
+    assert [type(answer.exception(20)) for answer in answers] == [ModelDied] * 3
+    assert died.wait(20)
+    assert bench.batcher.dead
+    with pytest.raises(ModelDied):
+        bench.batcher.predict(np.zeros((1, 3), np.float32))
+
+
+def test_it_says_since_when_it_is_busy(bench: Bench) -> None:
+    assert bench.batcher.busy_since is None
+    before = time.monotonic()
+    answer = bench.busy(0)
+    assert bench.batcher.busy_since
+    assert before <= bench.batcher.busy_since <= time.monotonic()
+    bench.go()
+    answer.result(20)
+    wait_until(lambda: bench.batcher.busy_since is None)
+
+
+def test_many_threads_get_each_their_own_rows() -> None:
+    batcher = Batcher(lambda inputs: [inputs[0] + 1], max_batch=8, queue_size=10_000)
+    random = np.random.default_rng(0)
+    batches = [random.normal(size=(int(n), 2)) for n in random.integers(1, 30, 300)]
+    with ThreadPoolExecutor(32) as threads:
+        for batch, answer in zip(batches, threads.map(batcher.predict, batches), strict=True):
+            np.testing.assert_array_equal(answer, batch + 1)
+    assert batcher.waiting == 0

@@ -1,0 +1,327 @@
+"""What an upload may be, how much may wait, for how long, and for whom."""
+
+import io
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from bombs import BOMBS, chunk, film, png, zeros
+from conftest import FakeModel, encode
+from fakes import PIXEL, FakeServer, post, request, wait_until
+from flask.testing import FlaskClient
+from PIL import Image
+
+import run_keras_server as server
+
+PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
+MEBIBYTE = 2**20
+CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeServer]:
+    """A server that takes bodies of a mebibyte."""
+    with FakeServer("--max-upload-mb", "1", "--queue-size", "4", "--max-batch", "1") as server:
+        yield server
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("size", [MEBIBYTE + 1, 60 * MEBIBYTE])
+def test_each_client_can_read_that_its_body_is_too_large(fake: FakeServer, tmp_path: Path, size: int) -> None:
+    before = fake.tell("forget")["resident"]
+    file = tmp_path / "large.png"
+    file.write_bytes(bytes(size))
+    url, kind = f"{fake.url}/predict", {"Content-Type": "image/png"}
+    answers = []
+    with file.open("rb") as opened:
+        answer = requests.post(url, opened, headers=kind, timeout=60)
+        answers.append((answer.status_code, answer.text))
+    with file.open("rb") as opened:
+        pieces = iter(lambda: opened.read(65536), b"")
+        answer = requests.post(url, pieces, headers=kind, timeout=60)
+        answers.append((answer.status_code, answer.text))
+    for options in (
+        ["-F", f"image=@{file}"],
+        ["-F", f"image=@{file}", "-H", "Expect:"],
+        ["-X", "POST", "-T", str(file), "-H", "Content-Type: image/png", "-H", "Transfer-Encoding: chunked"],
+    ):
+        text, _, status = subprocess.check_output([*CURL, *options, url], text=True).rpartition("\n")
+        answers.append((int(status), text))
+    chunk_size = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size
+    for head, end in ((b"Content-Length: %d\r\n\r\n" % size, b""), (chunk_size, b"\r\n0\r\n\r\n")):
+        with fake.raw() as raw:
+            got = raw.send(PREDICT + head + bytes(size) + end).answer()
+            assert got
+            answers.append((got.status, got.body.decode()))
+    for status, text in answers:
+        assert status == 413
+        assert "larger than the 1 MiB" in text
+    assert fake.tell()["peak"] - before < 10e6
+
+
+def test_a_body_of_exactly_the_limit_is_taken(fake: FakeServer) -> None:
+    body = PIXEL.ljust(MEBIBYTE, b"\0")
+    assert fake.ask(post(body)).status == 200
+    head = PREDICT + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert fake.ask(head + b"100000\r\n" + body + b"\r\n0\r\n\r\n").status == 200
+    halves = b"80001\r\n%b\r\n80000\r\n%b\r\n0\r\n\r\n" % (bytes(2**19 + 1), bytes(2**19))
+    assert fake.ask(head + halves).status == 413
+
+
+def test_the_app_itself_has_the_limit_under_another_server(client: FlaskClient, setting: Callable[..., None]) -> None:
+    setting(max_upload_mb=0.01)
+    answer = client.post("/predict", data=bytes(20_000), content_type="image/png")
+    assert answer.status_code == 413
+    assert "0.01 MiB" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "form"),
+    [
+        (400, "5 images: send at most 4", {"image": [(io.BytesIO(PIXEL), "a.png") for _ in range(5)]}),
+        (413, "too many fields", {"a": ["b"] * 100}),
+        (413, "too many fields", {"a": [(io.BytesIO(b""), "a") for _ in range(100)]}),
+        (413, "too long ones", {"a": "b" * 600_000}),
+    ],
+)
+def test_the_parts_of_a_form_are_bounded(
+    client: FlaskClient, setting: Callable[..., None], status: int, error: str, form: dict[str, object]
+) -> None:
+    setting(queue_size=4)
+    answer = client.post("/predict", data=form, content_type="multipart/form-data")
+    assert answer.status_code == status
+    assert error in answer.json["error"]
+
+
+# Images
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_fast_and_cost_no_memory(fake: FakeServer, name: str) -> None:
+    fake.ask(post())  # so that what the first picture needs is there
+    before = fake.tell("forget")["resident"]
+    started = time.monotonic()
+    answer = fake.ask(post(BOMBS[name]))
+    assert time.monotonic() - started < 1
+    assert answer.status == 400
+    assert fake.tell()["peak"] - before < 50e6
+
+
+@pytest.mark.xfail(reason="needs PngImagePlugin.MAX_TEXT_MEMORY in run_keras_server.py", strict=False)
+def test_many_small_bombs_in_one_file_cost_no_memory(fake: FakeServer) -> None:
+    fake.ask(post())
+    before = fake.tell("forget")["resident"]
+    assert fake.ask(post(png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zeros(1)) for _ in range(60)]))).status == 400
+    assert fake.tell()["peak"] - before < 50e6
+
+
+def test_bombs_leave_no_memory_with_the_threads(fake: FakeServer) -> None:
+    before = fake.tell("forget")["resident"]
+    for _ in range(30):
+        assert fake.ask(post(BOMBS["bmp just inside the limit"])).status == 400
+    assert fake.tell("forget")["peak"] - before < 50e6
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_a_film_the_first_frame_counts(fake: FakeServer, kind: str) -> None:
+    assert fake.ask(post(film(kind, 50))).status == 200
+
+
+def test_pixels_are_counted_before_they_are_decoded(
+    client: FlaskClient, setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting(max_megapixels=0.01)
+    answer = client.post("/predict", data=encode(Image.new("L", (100, 100))), content_type="image/png")
+    assert answer.status_code == 200
+    monkeypatch.setattr(server, "prepare_image", None)  # would be an error 500
+    answer = client.post("/predict", data=encode(Image.new("L", (100, 101))), content_type="image/png")
+    assert answer.status_code == 400
+    assert "100 x 101 pixels" in answer.json["error"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_refused(client: FlaskClient, model: FakeModel, kind: str, dog: bytes) -> None:
+    whole = encode(Image.open(io.BytesIO(dog)).resize((150, 100)), kind)
+    assert client.post("/predict", data=whole, content_type="image/x").status_code == 200
+    for part in (0.05, 0.3, 0.6, 0.9):
+        answer = client.post("/predict", data=whole[: int(len(whole) * part)], content_type="image/x")
+        assert answer.status_code == 400, part
+    assert len(model.batches) == 1
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "PCX", "TGA", "SGI", "JPEG2000", "EPS", "PDF", "DDS", "ICNS", "SPIDER"])
+def test_other_formats_of_pillow_are_refused(client: FlaskClient, kind: str) -> None:
+    image = Image.new("F" if kind == "SPIDER" else "RGB", (64, 64))
+    answer = client.post("/predict", data=encode(image, kind), content_type="image/x")
+    assert answer.status_code == 400
+    assert "JPEG, PNG, WEBP, GIF, BMP, TIFF" in answer.json["error"]
+
+
+# Overload and deadlines
+
+
+def test_past_the_queue_requests_are_refused_at_once_and_those_in_it_answered(fake: FakeServer) -> None:
+    rows = fake.tell()["rows"]
+    raws = fake.occupy(5)  # one is computed, four wait
+    for _ in range(20):
+        answer = fake.ask(post())
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+    with fake.raw() as raw:  # a client that asks first need not send
+        refused = raw.send(post(Expect="100-continue").partition(b"\r\n\r\n")[0] + b"\r\n\r\n").answer()
+        assert refused
+        assert refused.status == 503
+    with fake.raw() as raw:  # others may keep their connection
+        for _ in range(2):
+            refused = raw.send(post(PIXEL.ljust(100_000, b"\0"))).answer()
+            assert refused
+            assert refused.status == 503
+    assert fake.tell()["held"] == 5 * len(PIXEL)
+    fake.tell("go")
+    for raw in raws:
+        answered = raw.answer()
+        assert answered
+        assert answered.status == 200
+        raw.close()
+    assert fake.tell()["rows"] == rows + 5
+    assert fake.ask(post()).status == 200
+
+
+def test_the_queue_is_counted_in_images(fake: FakeServer) -> None:
+    raws = fake.occupy(2)
+    wait_until(lambda: fake.tell()["waiting"] == 1)
+    form = [("image", ("a.png", PIXEL))]
+    answer = requests.post(f"{fake.url}/predict", files=form * 4, timeout=30)
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+    fake.tell("go")
+    assert all(raw.answer() for raw in raws)
+    assert requests.post(f"{fake.url}/predict", files=form * 4, timeout=30).status_code == 200
+    for raw in raws:
+        raw.close()
+
+
+def test_health_metrics_and_the_page_are_answered_while_every_thread_is_taken() -> None:
+    options = ("--max-batch", "1", "--decode-threads", "1", "--queue-size", "50")
+    with FakeServer(*options) as fake:
+        raws = fake.occupy(20)
+        assert fake.tell()["queued"] == 17
+        for target in ("/healthz", "/readyz", "/metrics", "/"):
+            assert fake.ask(request(target)).status == 200
+        fake.tell("go")
+        for raw in raws:
+            assert raw.answer()
+            raw.close()
+
+
+def test_at_its_deadline_a_request_is_answered_504_and_its_image_dropped() -> None:
+    with FakeServer("--timeout", "1", "--max-batch", "1", "--decode-threads", "1", "--queue-size", "50") as fake:
+        raws = fake.occupy(6)  # one is computed, two wait for the model and three for a thread
+        for raw in raws:
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 504
+            raw.close()
+        fake.wait(queued=0, running=0)
+        fake.tell("go")
+        assert fake.ask(post()).status == 200
+        assert fake.tell()["rows"] == 2  # that which was being computed, and the last one
+
+
+def test_a_body_that_comes_too_late_is_answered_408() -> None:
+    with FakeServer("--timeout", "0.5") as fake, fake.raw() as raw:
+        answer = raw.send(post()[:-1]).answer()
+        assert answer
+        assert answer.status == 408
+        assert not fake.tell()["rows"]
+
+
+# Health
+
+
+def test_readiness_follows_the_model(fake: FakeServer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fake.ask(request("/readyz")).json["status"] == "ready"
+    assert fake.ask(request("/healthz")).status == 200
+    for attribute, value in (("dead", True), ("busy_since", time.monotonic() - server.settings.timeout - 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(server.model, attribute, value, raising=False)
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.headers["Retry-After"]
+            assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 200
+    monkeypatch.setattr(server, "model", None)
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_stuck_model_makes_the_server_unready() -> None:
+    with FakeServer("--timeout", "0.5") as fake:
+        (raw,) = fake.occupy(1)
+        assert fake.ready() == 200
+        wait_until(lambda: fake.ready() == 503)
+        fake.tell("go")
+        wait_until(lambda: fake.ready() == 200)
+        raw.close()
+
+
+# Keys and origins
+
+
+def test_everything_but_health_and_the_page_asks_for_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("from-a-file\n\nand-another\n")
+    options = ("--api-key", "first", "--api-key", "second", "--api-key-file", str(file))
+    with FakeServer(*options) as fake:
+        for target in ("/healthz", "/readyz", "/"):
+            assert fake.ask(request(target)).status == 200
+        for key in ("first", "second", "from-a-file", "and-another"):
+            for scheme in ("Bearer", "bearer"):
+                assert fake.ask(post(Authorization=f"{scheme} {key}")).status == 200
+        wrong = ["Bearer", "Bearer ", "Bearer firs", "Bearer first2", "first", "Basic first", "Bearer \xe4\xff", "\xff"]
+        wrong += ["Bearer first,second", "Bearer " + "a" * 10_000]
+        for field in wrong:
+            for message in (post(Authorization=field), request("/metrics", Authorization=field)):
+                answer = fake.ask(message)
+                assert answer.status == 401, field
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert "Authorization: Bearer" in answer.json["error"]
+        assert fake.ask(post()).status == 401
+        assert fake.ask(request("/nothing")).status == 401
+        assert not re.search("first|second|from-a-file|and-another", fake.log)
+
+
+def test_keys_come_from_the_environment_too() -> None:
+    with FakeServer(environment={"KERAS_SERVER_API_KEY": "one, two"}) as fake:
+        assert fake.ask(post()).status == 401
+        assert fake.ask(post(Authorization="Bearer two")).status == 200
+
+
+def test_listening_beyond_the_loopback_without_a_key_is_warned_of() -> None:
+    for options, warned in (
+        (("--host", "0.0.0.0"), True),
+        (("--host", "0.0.0.0", "--api-key", "k"), False),
+        ((), False),
+    ):
+        with FakeServer(*options) as fake:
+            assert ("--api-key asks them for a key" in fake.log) is warned
+
+
+def test_pages_of_other_origins_are_let_in_only_where_the_operator_says_so(
+    client: FlaskClient, setting: Callable[..., None]
+) -> None:
+    ask = {"Origin": "https://there", "Access-Control-Request-Method": "POST"}
+    for answer in (client.options("/predict", headers=ask), client.get("/healthz", headers=ask)):
+        assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+    setting(cors_origin="https://there", api_key=["secret"])
+    answer = client.options("/predict", headers=ask)
+    assert answer.status_code == 200  # browsers ask without the key
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://there"
+    assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+    assert client.post("/predict", headers=ask).headers["Access-Control-Allow-Origin"] == "https://there"
