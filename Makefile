@@ -5,13 +5,15 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
+AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
 .PHONY: serve test lint format bench soak serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
-test: .venv/dev
+test: .venv/dev $(AXE)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/dev
@@ -44,6 +46,9 @@ test-ray: .venv-ray/done
 .venv/dev: requirements-dev.txt .venv/serve
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
+
+build/node_modules/axe-core/axe.min.js:
+	npm install --silent --no-save --no-fund --no-audit --prefix build axe-core@4
 
 .venv-bench/done: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-bench

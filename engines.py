@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -115,7 +116,14 @@ def convert(keras_model: Any) -> Any:
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
     # Not shared: TensorFlow frees the weights once the Keras model is gone, and the answers would turn to noise.
-    return openvino().convert_model(trace(keras_model), share_weights=False)
+    converted = openvino().convert_model(trace(keras_model), share_weights=False)
+
+    def number(result: Any) -> int:
+        return int("0" + re.sub(r":0$|\D", "", result.get_friendly_name()))
+
+    # Outputs come in the alphabetical order of TensorFlow's names for them: Identity:0, Identity_10:0, Identity_1:0.
+    results = sorted(converted.get_results(), key=number)
+    return openvino().Model(results, converted.get_sinks(), converted.get_parameters(), converted.get_friendly_name())
 
 
 def trace(keras_model: Any) -> Any:

@@ -290,9 +290,11 @@ class Handler(WSGIHandler):
         if self.command != "POST":  # costs little, and is to be answered under any load: health, metrics, the page
             return server.run(environ) or self.plain(500, FAILED)
         work = Work(environ)
+        server.admitted += 1
         server.submit(work)
         watch = gevent.spawn(self.watch, work)
         work.settled.wait(max(ticket.left, 0.001))
+        server.admitted -= 1
         watch.kill(block=False)
         if work.finished:
             return work.answer or self.plain(500, FAILED)
@@ -397,6 +399,7 @@ class Front(WSGIServer):
         self.workers = ThreadPoolExecutor(limits.threads, "web")
         self.queue: deque[Work] = deque()  # requests that wait for a thread
         self.running = 0  # requests that have one
+        self.admitted = 0  # requests whose clients wait
         self.headless: dict[Handler, int] = {}  # connections without a whole head, the oldest first
         self.bodies: dict[Handler, None] = {}  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
@@ -422,7 +425,7 @@ class Front(WSGIServer):
     @property
     def full_queue(self) -> bool:
         """Whether no more requests are taken."""
-        return len(self.queue) + self.running >= self.limits.requests
+        return self.admitted >= self.limits.requests
 
     def submit(self, work: Work) -> None:
         """Have a thread run the app on a request, in turn."""

@@ -38,9 +38,12 @@ import gevent
 import gevent.socket
 import numpy as np
 import prometheus_client as prometheus
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from werkzeug.exceptions import HTTPException
 
+import explain
+import openapi
+import protocols
 import ticket as account
 from engines import processors
 from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body
@@ -271,6 +274,7 @@ def settle(outputs: np.ndarray) -> None:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 Image.MAX_IMAGE_PIXELS = None  # open_image has the limit, and Pillow's own would only warn
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of all comments in a PNG, unpacked; Pillow's own limit is 64 MiB
 
 
 class ImageError(ValueError):
@@ -290,6 +294,9 @@ def open_image(data: bytes) -> Image.Image:
             f"The image has {image.width} x {image.height} pixels, more than the {settings.max_megapixels:g} "
             "million allowed: shrink it."
         )
+    # A JPEG has a bit at least for each 8 x 8 pixels; what is missing of them Pillow would paint grey.
+    if image.format in ("JPEG", "MPO") and image.width * image.height > 64 * 8 * len(data):
+        raise ImageError("The image is damaged or cut off: it cannot be decoded.")
     return image
 
 
@@ -665,6 +672,7 @@ def admit() -> Any:
     flask.g.ticket = ticket
     ticket.describe(request.environ)
     TICKET.set(ticket)
+    flask.g.since = time.monotonic()
     request.max_content_length = body_limit()
     request.max_form_parts = settings.queue_size + 16
     if request.method == "OPTIONS" or request.endpoint in NEED_NO_KEY or not settings.api_key:
@@ -683,6 +691,7 @@ def finish(response: flask.Response) -> flask.Response:
     headers = response.headers
     headers["X-Request-ID"] = ticket.id
     headers["X-Content-Type-Options"] = "nosniff"
+    headers["Server-Timing"] = f"app;dur={1000 * (time.monotonic() - flask.g.since):.1f}"
     headers["Content-Security-Policy"] = POLICY
     if response.status_code == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -717,6 +726,8 @@ def failure(error: Exception) -> flask.Response:
             sentence = f"There is nothing at {request.path}: POST images to /predict."
         elif status == 405:
             sentence = f"{request.path} does not take {request.method}: it takes {dict(headers)['Allow']}."
+        elif status == 413 and (request.content_length or 0) <= body_limit():
+            sentence = "The form has too many fields, or too long ones: send the images as 'image' and nothing else."
         elif status == 413:
             sentence = TOO_LARGE.format(settings.max_upload_mb)
     elif isinstance(error, QueueFull):
@@ -727,6 +738,10 @@ def failure(error: Exception) -> flask.Response:
         log.error("Request %s failed", flask.g.ticket.id, exc_info=error)
         status, sentence = 500, f"The server failed on this request; its log says why, under {flask.g.ticket.id}."
     return flask.Response(error_body(request.path, sentence), status, headers, content_type="application/json")
+
+
+for part in (explain, protocols, openapi):
+    app.register_blueprint(part.blueprint(sys.modules[__name__]))
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 python simple_request.py                        dog.jpg of this folder, or else the one beside this script
 python simple_request.py photos/ cat.png        files, and folders with all that is below them
+python simple_request.py --explain why cat.png  also saves in the folder "why" where the model looked
 curl -s https://example.org/x.jpg | python simple_request.py -
 """
 
@@ -40,7 +41,7 @@ IMAGE_EXTENSIONS = (
 )  # looked for in folders
 BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 503 with Retry-After
 LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
-SAME_FOR_ALL = {401, 403, 404, 405}  # statuses about the key or the address, not about one image
+SAME_FOR_ALL = {401, 403, 404, 405, 501}  # statuses about the key, the address or the model, not about one image
 
 Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], most probable first
 
@@ -72,19 +73,44 @@ def classify(
     url = predict_url(url)
     with contextlib.nullcontext(session) if session else requests.Session() as http:
         response = post(http, url, read_image(image), api_key, timeout, top=top)
-    try:
-        answer = response.json()
-    except ValueError:
-        flaw = "something that is not JSON"
-    else:
-        match answer:
+    flaw = "something that is not JSON"
+    with contextlib.suppress(ValueError):
+        match response.json():
             case {"success": True, "predictions": [_, *_] as rows} if response.ok and all(map(is_row, rows)):
                 return rows
-            case {"success": False, "error": str(sentence)}:
-                raise PredictionError(sentence, response.status_code)
         flaw = "JSON of an unexpected shape"
+    raise refusal(url, response, flaw)
+
+
+def explain(
+    image: str | os.PathLike[str] | bytes | BinaryIO,
+    url: str = KERAS_REST_API_URL,
+    label: str | None = None,
+    api_key: str | None = None,
+    timeout: float = 60.0,
+    session: requests.Session | None = None,
+) -> bytes:
+    """Return a PNG of the image under the heat map of a label, by default the most probable one.
+
+    Takes the same image and URL as classify, and raises the same.
+    """
+    parts = urlsplit(predict_url(url))
+    url = parts._replace(path=parts.path.rpartition("/")[0] + "/explain").geturl()
+    with contextlib.nullcontext(session) if session else requests.Session() as http:
+        response = post(http, url, read_image(image), api_key, timeout, label=label)
+    if response.ok and response.content.startswith(b"\x89PNG"):
+        return response.content
+    raise refusal(url, response, "something that is no heat map")
+
+
+def refusal(url: str, response: requests.Response, flaw: str) -> PredictionError:
+    """Return the error for an answer that is not the expected one: the server's own sentence if it gives one."""
+    with contextlib.suppress(ValueError):
+        match response.json():
+            case {"success": False, "error": str(sentence)}:
+                return PredictionError(sentence, response.status_code)
     sentence = f"{url} answered {response.status_code} with {flaw}. Is it the Keras server?"
-    raise PredictionError(sentence, response.status_code)
+    return PredictionError(sentence, response.status_code)
 
 
 def is_row(row: object) -> bool:
@@ -172,28 +198,57 @@ def find_images(path: str) -> list[str]:
     return found or [path]  # a folder cannot be read as a file, so an empty one fails as well
 
 
-def classify_all(names: Iterable[str], workers: int, **options: Any) -> Iterator[tuple[str, Future[Rows]]]:
+def overlay_paths(folder: str, names: Iterable[str]) -> Iterator[str]:
+    """Yield a file in the folder for each image's heat map, none of them twice, and none called like a photo."""
+    taken: set[str] = set()
+    for name in names:
+        stem = "stdin" if name == "-" else os.path.splitext(os.path.basename(name))[0]
+        numbered = (f"{stem}-{i}" for i in itertools.count(2))
+        free = next(each for each in itertools.chain([stem], numbered) if each not in taken)
+        taken.add(free)
+        yield os.path.join(folder, f"{free}.explained.png")
+
+
+def save(path: str, data: bytes) -> None:
+    """Write a file; raises PredictionError where that cannot be done."""
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise PredictionError(f"The heat map cannot be saved as {path}: {error.strerror or error}.") from None
+
+
+def classify_all(
+    names: Iterable[str], workers: int, overlays: Iterable[str] = (), **options: Any
+) -> Iterator[tuple[str, Future[Rows]]]:
     """Yield each name with its finished future, in order; ends early when all the others would fail alike.
 
-    Takes at most two names a worker ahead of those yielded.
+    Takes at most two names a worker ahead of those yielded. `overlays` are the files for the images' heat maps.
     """
     local = threading.local()
     sessions: list[requests.Session] = []
     pending: deque[tuple[str, Future[Rows]]] = deque()
-    upcoming = iter(names)
+    upcoming = zip(names, itertools.chain(overlays, itertools.repeat(None)), strict=False)
 
     def open_session() -> None:  # one a thread: each keeps its own connection alive
         local.session = requests.Session()
         sessions.append(local.session)
 
-    def work(name: str) -> Rows:
-        return classify(sys.stdin.buffer if name == "-" else name, session=local.session, **options)
+    def work(name: str, overlay: str | None) -> Rows:
+        image = sys.stdin.buffer if name == "-" else name
+        if overlay is None:
+            return classify(image, session=local.session, **options)
+        data = read_image(image)  # once, for two requests
+        rows = classify(data, session=local.session, **options)
+        others = {key: value for key, value in options.items() if key != "top"}
+        save(overlay, explain(data, session=local.session, **others))
+        return rows
 
     pool = ThreadPoolExecutor(workers, initializer=open_session)
     try:
         while True:
-            for name in itertools.islice(upcoming, 2 * workers - len(pending)):
-                pending.append((name, pool.submit(work, name)))
+            for name, overlay in itertools.islice(upcoming, 2 * workers - len(pending)):
+                pending.append((name, pool.submit(work, name, overlay)))
             if not pending:
                 return
             name, future = pending.popleft()
@@ -224,6 +279,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--url", default=KERAS_REST_API_URL, help="where to post to, or just http://host:port (%(default)s)")
     add("--top", type=int, metavar="N", help="how many predictions an image (as the server decides)")
     add("--json", action="store_true", help="print one line of JSON an image")
+    add("--explain", metavar="OUT", help="also save in the folder OUT where each image speaks for its best label")
     add("--workers", type=int, default=4, metavar="N", help="how many images at a time (%(default)s)")
     key_help = "sent as a bearer token; better set KERAS_SERVER_API_KEY, which other users cannot see"
     add("--api-key", default=os.environ.get("KERAS_SERVER_API_KEY"), metavar="KEY", help=key_help)
@@ -236,6 +292,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.url = predict_url(arguments.url)
     except PredictionError as error:
         parser.error(f"argument --url: {error}")
+    try:
+        if arguments.explain is not None:
+            os.makedirs(arguments.explain, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --explain: {arguments.explain!r} cannot be a folder: {error.strerror}")
     return arguments
 
 
@@ -249,14 +310,18 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
 
+    overlays = [] if arguments.explain is None else [*overlay_paths(arguments.explain, names)]
+
     done = failed = 0
     with progress_bar(len(names)) as bar:
         write = bar.write if bar else print  # the bar steps aside for what it writes
-        for name, future in classify_all(names, **options):
+        for name, future in classify_all(names, overlays=overlays, **options):
             done += 1
             answer: dict[str, Any] = {"filename": name, "success": True}
             try:
                 answer["predictions"] = future.result()
+                if overlays:
+                    answer["explanation"] = overlays[done - 1]
             except PredictionError as error:
                 failed += 1
                 answer |= {"success": False, "error": str(error)}
@@ -267,6 +332,7 @@ def main(argv: list[str] | None = None) -> int:
                 lines = [f"{name}:"] if len(names) > 1 else []
                 for i, row in enumerate(answer["predictions"], start=1):
                     lines.append(f"{i}. {row['label']}: {row['probability']:.4f}")
+                lines += [f"Heat map: {answer['explanation']}"] if overlays else []
                 write("\n".join(lines), file=sys.stdout)
             sys.stdout.flush()  # whoever reads a pipe sees each image at once
             if bar:

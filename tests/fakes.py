@@ -198,10 +198,15 @@ class FakeServer:
         self.tell("hold")
         raws = [self.raw().send(post())]
         self.wait(busy=True, waiting=0)
-        for count in range(1, requests):
+        for _ in range(1, requests):
             raws.append(self.raw().send(post()))
-            wait_until(lambda count=count: (s := self.tell())["queued"] + s["running"] == count + 1)
+            wait_until(lambda: (found := self.tell())["queued"] + found["running"] == len(raws))
         return raws
+
+    def rest(self) -> None:
+        """Let everything through and wait until nothing is left of it, whatever a test has left."""
+        self.tell("go")
+        self.wait(queued=0, running=0)
 
     def ready(self) -> int:
         """Return the status of /readyz, or 0 where the port is closed."""

@@ -22,9 +22,10 @@ import pytest
 import requests
 
 import simple_request
-from simple_request import PredictionError, classify, classify_all, main
+from simple_request import PredictionError, classify, classify_all, explain, main
 
 SCRIPT = Path(simple_request.__file__)
+PNG = b"\x89PNG\r\n"  # how a heat map begins
 PATIENCE = 60  # seconds until a hanging test fails; no test waits that long
 
 
@@ -591,6 +592,101 @@ def test_main_can_be_called(server: Server, folder: Path, capsys: pytest.Capture
 # ---------------------------------------------------------------------------------------------------------
 # several at a time
 # ---------------------------------------------------------------------------------------------------------
+
+
+def see_and_explain(request: Request) -> Answer:
+    """Answer /predict as see_text does, and /explain with what stands for a picture."""
+    if not request.path.startswith("/explain"):
+        return see_text(request)
+    return 200, {"Content-Type": "image/png"}, PNG + request.image
+
+
+@pytest.mark.parametrize("end", ["", "/", "/predict"])
+def test_explain_returns_the_overlay(server: Server, end: str) -> None:
+    server.answer = see_and_explain
+    assert explain(b"beagle", server.base + end) == PNG + b"beagle"
+    assert explain(b"beagle", server.base + end, label="a b") == PNG + b"beagle"
+    assert [request.path for request in server.requests] == ["/explain", "/explain?label=a+b"]
+
+
+def test_explain_follows_a_path_in_front(server: Server) -> None:
+    server.answer = lambda request: (200, {}, PNG)
+    explain(b"beagle", f"{server.base}/vision/predict")
+    assert server.requests[0].path == "/vision/explain"
+
+
+def test_explain_says_why_there_is_no_overlay(server: Server) -> None:
+    server.answer = lambda request: as_json(501, {"success": False, "error": "It has no features."})
+    with pytest.raises(PredictionError, match=r"^It has no features\.$") as caught:
+        explain(b"beagle", server.url)
+    assert (caught.value.status, caught.value.for_all) == (501, True)
+    server.answer = lambda request: (200, {"Content-Type": "text/html"}, b"<h1>Hello</h1>")
+    with pytest.raises(PredictionError, match="answered 200 with something that is no heat map"):
+        explain(b"beagle", server.url)
+
+
+def test_overlays_are_saved_under_names_of_their_own(server: Server, tmp_path: Path) -> None:
+    server.answer = see_and_explain
+    names = ["a.jpg", "a.png", "sub/a.jpg", "b.jpg"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"beagle {number}")
+    result = run("--url", server.url, *names, "-", "--explain", "out/maps", cwd=tmp_path, input="beagle 4")
+    assert (result.returncode, result.stderr) == (0, "")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out" / "maps").iterdir()}
+    expected = ["a", "a-2", "a-3", "b", "stdin"]
+    assert found == {f"{name}.explained.png": PNG + f"beagle {i}".encode() for i, name in enumerate(expected)}
+    assert f"Heat map: {os.path.join('out/maps', 'a-2.explained.png')}" in result.stdout.splitlines()
+
+
+def test_overlays_are_named_in_json_and_spare_the_photos(server: Server, tmp_path: Path) -> None:
+    server.answer = see_and_explain
+    (tmp_path / "a.png").write_text("beagle")
+    result = run("--url", server.url, tmp_path / "a.png", "--json", "--explain", tmp_path)
+    (line,) = lines_of_json(result.stdout)
+    assert line["explanation"] == str(tmp_path / "a.explained.png")
+    assert (tmp_path / "a.png").read_text() == "beagle"
+
+
+def test_a_missing_overlay_fails_its_image_only(server: Server, tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer:
+        if request.image == b"odd" and request.path == "/explain":
+            return as_json(400, {"success": False, "error": "This cannot be explained."})
+        return see_and_explain(request)
+
+    server.answer = answer
+    (tmp_path / "a.jpg").write_text("odd")
+    (tmp_path / "b.jpg").write_text("beagle")
+    (tmp_path / "out" / "b-2.explained.png").mkdir(parents=True)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.jpg").write_text("beagle")
+    paths = [tmp_path / name for name in ("a.jpg", "b.jpg", "sub/b.jpg")]
+    result = run("--url", server.url, *paths, "--explain", tmp_path / "out")
+    assert result.returncode == 1
+    assert (tmp_path / "out" / "b.explained.png").read_bytes() == PNG + b"beagle"
+    first, second = result.stderr.splitlines()
+    assert first == f"{paths[0]}: This cannot be explained."
+    assert "cannot be saved as" in second
+
+
+def test_a_model_without_explanations_is_said_once(server: Server, folder: Path, tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer:
+        if request.path == "/explain":
+            return as_json(501, {"success": False, "error": "It has no features."})
+        return see_text(request)
+
+    server.answer = answer
+    result = run("--url", server.url, folder, "--explain", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0] == "It has no features."
+    assert result.stderr.count("no features") == 1
+
+
+def test_a_folder_that_cannot_be_is_a_bad_argument(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("--url", server.url, "--explain", tmp_path / "file")
+    assert (result.returncode, "cannot be a folder" in result.stderr) == (2, True)
+    assert server.requests == []
 
 
 def test_answers_are_printed_in_order_however_they_come(server: Server, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import requests
-from fakes import PIXEL, FakeServer, Raw, post, request, wait_until
+from fakes import PIXEL, Answer, FakeServer, Raw, post, request, wait_until
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
-SHORT = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
+SHORT: dict[str, Any] = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
 CHUNKED = PREDICT + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(PIXEL), PIXEL)
@@ -27,10 +27,17 @@ def table(cases: dict[str, tuple[int, bytes]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeServer]:
+def shared() -> Iterator[FakeServer]:
     """A server that most tests share."""
     with FakeServer("--queue-size", "4", "--max-batch", "1") as server:
         yield server
+
+
+@pytest.fixture
+def fake(shared: FakeServer) -> Iterator[FakeServer]:
+    """That server, which rests after the test."""
+    yield shared
+    shared.rest()
 
 
 # What HTTP allows, and what it does not
@@ -167,6 +174,13 @@ def test_what_http_does_not_allow_is_refused_and_ends_the_connection(
         raw.socket.shutdown(socket.SHUT_WR)
         assert raw.ended()
     assert "smuggled" not in fake.log
+
+
+def test_a_client_that_is_still_sending_its_head_can_read_that_it_is_too_large(fake: FakeServer) -> None:
+    with fake.raw() as raw:
+        answer = raw.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * 20_000_000).answer()
+        assert answer
+        assert answer.status == 431
 
 
 def test_a_byte_a_chunk_is_refused_before_it_costs_much(fake: FakeServer) -> None:
@@ -352,9 +366,9 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
 def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way() -> None:
     with FakeServer("--max-upload-mb", "1", BODIES=4, SILENT_SECONDS=0.2) as fake:
         hogs = []
-        for count in range(1, 5):
+        for _ in range(4):
             hogs.append(fake.raw().send(PREDICT + b"Content-Length: 1048576\r\n\r\n" + bytes(1_000_000)))
-            wait_until(lambda count=count: fake.tell()["held"] > count * 900_000)
+            wait_until(lambda: fake.tell()["held"] > len(hogs) * 900_000)
         large = post(PIXEL + bytes(500_000))
         assert fake.ask(large).status == 200
         answers = [raw.answer() for raw in hogs if select.select([raw.socket], [], [], 0)[0]]
@@ -472,7 +486,8 @@ def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:
 
 def test_nothing_accepted_is_lost_in_restarts_under_load() -> None:
     """In each of a few restarts; benchmarks/soak.py has fifty, with the real model."""
-    lost, answered = [], []
+    lost: list[Answer | None] = []
+    answered: list[Answer | None] = []
 
     def load(port: int) -> None:
         """Ask on new and on kept connections until the port is closed."""
@@ -496,8 +511,8 @@ def test_nothing_accepted_is_lost_in_restarts_under_load() -> None:
             threads = [threading.Thread(target=load, args=(fake.port,)) for _ in range(8)]
             for thread in threads:
                 thread.start()
-            before = len(answered)
-            wait_until(lambda before=before: len(answered) > before + 50)
+            answered.clear()
+            wait_until(lambda: len(answered) > 50)
             fake.signal()
             assert fake.end() == 0
             for thread in threads:

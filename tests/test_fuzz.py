@@ -94,7 +94,7 @@ def test_mutated_images_are_classified_or_refused(name: str) -> None:
             data = mutate(SEEDS[name], dice)
             answer = app.post("/predict", data=data, content_type="image/x")
             assert answer.status_code in (200, 400), answer.json
-            assert answer.json["success"] is (answer.status_code == 200)
+            assert (answer.json or {})["success"] is (answer.status_code == 200)
             if answer.status_code == 200:
                 assert np.isfinite(model.batches.pop()).all()
 
@@ -119,7 +119,7 @@ def test_mutated_forms_are_answered_or_refused() -> None:
             data = mutate(FORM, dice)
             answer = app.post("/predict", data=data, content_type=kind, query_string={"top": top} if top else {})
             assert answer.status_code in (200, 400, 413), answer.json
-            assert answer.json["success"] is (answer.status_code == 200)
+            assert (answer.json or {})["success"] is (answer.status_code == 200)
 
         holds()
 

@@ -68,7 +68,8 @@ def test_photos_are_turned_upright(plain: None, orientation: int, kind: str) -> 
     stored = upright.transpose(back[orientation]) if orientation in back else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    lossless: dict[str, dict[str, Any]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    options = lossless.get(kind, {})
     prepared = prepare(encode(stored, kind, exif=exif, **options))
     assert np.abs(prepared[0] - np.asarray(upright, np.float32)).mean() < 3
 

@@ -16,12 +16,19 @@ from ticket import JsonFormatter, Ticket
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeServer]:
+def shared() -> Iterator[FakeServer]:
     """A server that logs in JSON."""
     with FakeServer(
         "--log-format", "json", "--max-upload-mb", "0.1", "--queue-size", "3", "--max-batch", "1"
     ) as server:
         yield server
+
+
+@pytest.fixture
+def fake(shared: FakeServer) -> Iterator[FakeServer]:
+    """That server, which rests after the test."""
+    yield shared
+    shared.rest()
 
 
 def samples(fake: FakeServer) -> dict[tuple[str, ...], float]:

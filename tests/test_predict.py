@@ -25,7 +25,7 @@ def form(*files: tuple[bytes, str], field: str = "image", **fields: str) -> Mult
 def test_one_file(client: FlaskClient, dog: bytes) -> None:
     answer = client.post("/predict", data=form((dog, "dog.jpg")))
     assert answer.status_code == 200
-    assert list(answer.json) == ["success", "model", "predictions"]
+    assert [*answer.json] == ["success", "model", "predictions"]
     assert answer.json["success"] is True
     assert answer.json["model"] == "resnet50"
     rows = answer.json["predictions"]

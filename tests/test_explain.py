@@ -1,0 +1,512 @@
+"""Explanations: the features found, the maps they give, and POST /explain."""
+
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DOG, ROOT, encode
+from flask.testing import FlaskClient
+from PIL import Image, ImageDraw
+
+import explain
+import run_keras_server as server
+from explain import Explainer, Unexplainable, cut, grad_cam, logits, producer
+from loading import Source, Spec, Tensor, import_keras
+from ticket import TICKET, Ticket
+
+JSON = {"Accept": "application/json"}
+DOGS_BOX = (40, 25, 910, 730)  # left, top, right, bottom of the dog on dog.jpg, from the tail to the tips of the ears
+# Round the dog itself, for its box is most of the picture.
+OUTLINE = [(40, 520), (60, 600), (200, 610), (245, 600), (330, 725), (385, 725), (340, 560), (415, 480), (650, 490),
+           (645, 640), (680, 695), (725, 695), (750, 725), (825, 715), (745, 580), (740, 470), (835, 350), (895, 240),
+           (910, 50), (885, 28), (820, 100), (780, 28), (760, 130), (690, 205), (480, 225), (330, 290), (230, 360),
+           (190, 500), (130, 545), (70, 510)]  # fmt: skip
+
+
+@pytest.fixture
+def keras() -> Any:
+    """Keras, with the same random weights for a test each time."""
+    found = import_keras()
+    found.utils.set_random_seed(7)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[Any, Spec]:
+    """The bundled model in Keras, and its spec."""
+    source = Source("bundled")
+    keras_model = source.load()
+    return keras_model, source.describe(keras_model)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Serve a Keras model to the test client."""
+
+    def put(keras_model: Any, spec: Spec | None = None) -> FlaskClient:
+        source = Source("bundled")
+        source.name, source.path = "tiny", ROOT / "tiny.keras"
+        predict = SimpleNamespace(
+            predict=lambda batch: np.asarray(keras_model(batch)), run=SimpleNamespace(model=keras_model)
+        )
+        monkeypatch.setattr(server, "model", predict)
+        monkeypatch.setattr(server, "spec", spec or source.describe(keras_model))
+        return server.app.test_client()
+
+    return put
+
+
+@pytest.fixture
+def bundled_client(bundled: tuple[Any, Spec], serve: Callable[..., Any]) -> FlaskClient:
+    """The bundled model behind the test client."""
+    return serve(*bundled)
+
+
+def ask(client: Any, data: bytes, query: str = "", **headers: str) -> Any:
+    return client.post(f"/explain{query}", data=data, content_type="image/jpeg", headers=headers)
+
+
+def tiny(keras: Any, *head: Any, size: int = 12, channels: int = 3) -> Any:
+    """Return a small convolutional classifier that ends in the layers `head`."""
+    layers = [keras.Input((size, size, channels)), keras.layers.Conv2D(6, 3, activation="relu", padding="same")]
+    return keras.Sequential([*layers, keras.layers.MaxPooling2D(), *head])
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).uniform(0, 1, shape).astype(np.float32)
+
+
+def reference(keras: Any, features: Any, scores: Any, inputs: Any, picture: np.ndarray, label: int) -> np.ndarray:
+    """Compute Grad-CAM as the paper has it, from symbolic tensors."""
+    import tensorflow as tf
+
+    model = keras.Model(inputs[0], [features, scores])
+    with tf.GradientTape() as tape:
+        a, y = model(picture, training=False)
+        score = y[:, label]
+    alpha = np.asarray(tape.gradient(score, a))[0].mean(axis=(0, 1))
+    return np.maximum((np.asarray(a)[0] * alpha).sum(axis=-1), 0)
+
+
+# Where the map lies
+
+
+def mass(heat: np.ndarray, size: tuple[int, int], inside: np.ndarray) -> float:
+    """Return the share of a map, stretched to a picture's size, that lies inside."""
+    stretched = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    values = np.asarray(stretched).clip(0)
+    return float((values * inside).sum() / values.sum())
+
+
+def test_the_map_of_the_dog_lies_on_the_dog(bundled_client: Any) -> None:
+    answer = ask(bundled_client, DOG.read_bytes(), **JSON).json
+    assert (answer["label"], answer["width"], answer["height"]) == ("German_shepherd", 1024, 768)
+    heat = np.array(answer["map"])
+    box = np.zeros((768, 1024))
+    box[DOGS_BOX[1] : DOGS_BOX[3], DOGS_BOX[0] : DOGS_BOX[2]] = 1
+    assert mass(heat, (1024, 768), box) > 0.8  # the box is 0.78 of the picture
+    outline = Image.new("L", (1024, 768))
+    ImageDraw.Draw(outline).polygon(OUTLINE, fill=1)
+    dog = np.asarray(outline)
+    assert mass(heat, (1024, 768), dog) > 1.7 * dog.mean()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (1024, 0), (0, 768), (1024, 768)])
+def test_the_map_finds_a_dog_in_a_corner(bundled_client: Any, corner: tuple[int, int]) -> None:
+    picture = Image.new("RGB", (2048, 1536), (128, 128, 128))
+    picture.paste(Image.open(DOG), corner)
+    answer = ask(bundled_client, encode(picture, "JPEG"), "?label=German_shepherd", **JSON).json
+    quarter = np.zeros((1536, 2048))
+    quarter[corner[1] : corner[1] + 768, corner[0] : corner[0] + 1024] = 1
+    assert mass(np.array(answer["map"]), (2048, 1536), quarter) > 0.7
+
+
+# Grad-CAM itself
+
+
+@pytest.mark.parametrize("head", ["mean", "flat"])
+def test_grad_cam_of_a_small_model_equals_the_reference(keras: Any, head: str) -> None:
+    middle = keras.layers.GlobalAveragePooling2D() if head == "mean" else keras.layers.Flatten()
+    model = tiny(keras, middle, keras.layers.Dense(4, activation="softmax"))
+    kernel, bias = (np.asarray(weight) for weight in model.layers[-1].weights)
+    scores = keras.ops.matmul(model.layers[-1].input, kernel) + bias
+    picture = noise(1, 12, 12, 3)
+    for label in range(4):
+        expected = reference(keras, model.layers[0].output, scores, model.inputs, picture, label)
+        found = grad_cam(model, "tiny")(picture, label)
+        assert found.shape == (12, 12)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_grad_cam_of_the_bundled_model_equals_the_reference(keras: Any, bundled: tuple[Any, Spec]) -> None:
+    model, _ = bundled
+    picture = np.asarray(Image.open(DOG).resize((224, 224)), np.float32)[np.newaxis]
+    last = next(layer for layer in reversed(model.layers) if len(layer.output.shape) == 4)
+    dense = model.layers[-1]
+    pooled = dense.input
+    kernel, bias = (np.asarray(weight) for weight in dense.weights)
+    cam = grad_cam(model, "bundled")
+    for label in (235, 17):
+        scores = keras.ops.matmul(pooled, kernel) + bias
+        expected = reference(keras, last.output, scores, model.inputs, picture, label)
+        found = cam(picture, label)
+        assert found.max() > 0
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-4)
+
+
+def test_one_output_speaks_for_the_second_class_and_against_the_first(keras: Any) -> None:
+    dense = keras.layers.Dense(1, activation="sigmoid")
+    model = tiny(keras, keras.layers.GlobalAveragePooling2D(), dense)
+    kernel = np.zeros((3, 3, 3, 6), np.float32)
+    kernel[1, 1, 0, 0] = kernel[1, 1, 2, 1] = 1  # the first feature is red, the second blue
+    model.layers[0].set_weights([kernel, np.zeros(6)])
+    dense.set_weights([np.array([[1], [-1], [0], [0], [0], [0]]), np.zeros(1)])
+    picture = np.zeros((1, 12, 12, 3), np.float32)
+    picture[:, :, :6, 0] = picture[:, :, 6:, 2] = 1  # red on the left, blue on the right
+    first, second = (grad_cam(model, "tiny")(picture, label) for label in (0, 1))
+    assert first[:, 6:].max() > 0
+    assert first[:, :6].max() == 0
+    assert second[:, :6].max() > 0
+    assert second[:, 6:].max() == 0
+
+
+@pytest.mark.parametrize("end", ["dense", "activation", "softmax", "operation", "nested", "none"])
+def test_the_score_is_taken_before_the_softmax(keras: Any, end: str) -> None:
+    x = vector = keras.Input((5,))
+    dense = keras.layers.Dense(3, activation="softmax" if end == "dense" else None)
+    if end == "nested":
+        inner = keras.Sequential([keras.Input((5,)), dense, keras.layers.Softmax()])
+        x = inner(x)
+    else:
+        x = dense(x)
+    ends = {
+        "activation": keras.layers.Activation("softmax"),
+        "softmax": keras.layers.Softmax(),
+        "operation": keras.ops.softmax,
+    }
+    output = ends[end](x) if end in ends else x
+    row = noise(2, 5)
+    found = np.asarray(keras.Model(vector, logits(output))(row))
+    kernel, bias = (np.asarray(weight) for weight in dense.weights)
+    np.testing.assert_allclose(found, row @ kernel + bias, atol=1e-6)
+
+
+def test_the_last_convolution_counts_not_its_pooling(keras: Any) -> None:
+    model = tiny(keras, keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax"))
+    heads, tails = cut(model.inputs[0], logits(model.outputs[0])) or ([], [])
+    assert heads[-1].outputs[0].shape[1:3] == (12, 12)
+    assert len(tails) == 1
+
+
+@pytest.mark.parametrize("pooling", [None, "avg"])
+def test_models_inside_models_are_looked_into(keras: Any, pooling: str | None) -> None:
+    base = keras.applications.MobileNetV2(
+        weights=None, include_top=False, input_shape=(96, 96, 3), alpha=0.35, pooling=pooling
+    )
+    top = [] if pooling else [keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential(
+        [
+            keras.Input((96, 96, 3)),
+            keras.Sequential([keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 127.5, offset=-1)]),
+            base,
+            *top,
+            keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(4, activation="softmax")]),
+        ]
+    )
+    picture = noise(1, 96, 96, 3) * 255
+    heads, _ = cut(model.inputs[0], logits(model.outputs[0])) or ([], [])
+    assert heads[-1].outputs[0].shape == (None, 3, 3, 1280)
+    features = base.get_layer("out_relu").output
+    means = keras.Model(base.inputs[0], features)
+    dense = model.layers[-1].layers[-1]
+    scaled = keras.ops.convert_to_numpy(model.layers[0](picture, training=False))
+    expected = np.asarray(means(scaled))[0] @ np.asarray(dense.weights[0])[:, 2] / 9
+    np.testing.assert_allclose(grad_cam(model, "nested")(picture, 2), np.maximum(expected, 0), atol=1e-4)
+
+
+FAMILIES = {  # of keras.applications, by a small member: how its last features are called, and how many they are
+    "ConvNeXtTiny": ("add", 768),
+    "DenseNet121": ("relu", 1024),
+    "EfficientNetB0": ("top_activation", 1280),
+    "EfficientNetV2B0": ("top_activation", 1280),
+    "InceptionV3": ("mixed10", 2048),
+    "MobileNet": ("conv_pw_13_relu", 1024),
+    "MobileNetV2": ("out_relu", 1280),
+    "MobileNetV3Small": ("activation", 576),
+    "NASNetMobile": ("activation", 1056),
+    "ResNet50": ("conv5_block3_out", 2048),
+    "ResNet50V2": ("post_relu", 2048),
+    "VGG16": ("block5_conv3", 512),
+    "Xception": ("block14_sepconv2_act", 2048),
+}
+
+
+def test_every_family_is_here(keras: Any) -> None:
+    """A release of Keras with a new one is to be looked at."""
+    family = re.compile(r"(ConvNeXt|DenseNet|EfficientNetV2|EfficientNet|InceptionResNet|InceptionV3|MobileNetV3|"
+                        r"MobileNetV2|MobileNet|NASNet|ResNet\d+V2|ResNet|VGG|Xception)")  # fmt: skip
+    names = [name for name in vars(keras.applications) if name[0].isupper()]
+    assert all(family.match(name) for name in names)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_features_of_every_family_are_found(keras: Any, name: str) -> None:
+    import tensorflow as tf
+
+    side = 139 if name == "InceptionV3" else 96  # so that the last features are more than one pixel
+    model = getattr(keras.applications, name)(weights=None, input_shape=(side, side, 3), classes=3)
+    output = logits(model.outputs[0])
+    assert output is not model.outputs[0]
+    heads, tails = cut(model.inputs[0], output) or ([], [])
+    features = heads[-1].outputs[0]
+    layer, channels = FAMILIES[name]
+    assert producer(features).name.startswith(layer)
+    assert features.shape[-1] == channels
+    values = tf.constant(noise(1, *features.shape[1:]))
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        score = tails[0](values, training=False)[0, 1]
+    assert np.abs(tape.gradient(score, values)).max() > 0
+
+
+# Models without such a map
+
+
+def test_a_model_without_convolutions_is_refused(keras: Any, serve: Callable[..., Any]) -> None:
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(4, activation="softmax")]
+    client = serve(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
+    answer = ask(client, encode(Image.new("RGB", (9, 9))))
+    assert (answer.status_code, answer.json["success"]) == (501, False)
+    assert "no convolutional features" in answer.json["error"]
+    assert ask(client, encode(Image.new("RGB", (9, 9)))).json == answer.json  # and again, without another try
+
+
+def test_another_backend_is_refused(keras: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(Unexplainable, match=r"needs? Keras on TensorFlow.* jax"):
+        grad_cam(None, "any")
+
+
+def test_a_model_from_nowhere_is_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, dog: bytes) -> None:
+    monkeypatch.setattr(server, "source", None)
+    monkeypatch.setattr(server, "spec", Spec())
+    answer = ask(client, dog)
+    assert (answer.status_code, "cannot be loaded" in answer.json["error"]) == (501, True)
+
+
+def test_channels_first_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, dog: bytes) -> None:
+    monkeypatch.setattr(server, "spec", Spec(inputs=[Tensor("image", [3, 224, 224], "float32")]))
+    answer = ask(client, dog)
+    assert (answer.status_code, "channels last" in answer.json["error"]) == (501, True)
+
+
+# POST /explain
+
+
+def test_a_form_gets_a_png(bundled_client: Any, dog: bytes) -> None:
+    answer = bundled_client.post("/explain", data={"image": (io.BytesIO(dog), "dog.jpg")})
+    assert (answer.status_code, answer.content_type) == (200, "image/png")
+    assert answer.headers["Vary"] == "Accept"
+    picture = Image.open(io.BytesIO(answer.data))
+    assert (picture.size, picture.mode) == ((512, 384), "RGB")
+    heat = np.array(ask(bundled_client, dog, **JSON).json["map"])
+    assert heat.max() == 1
+    assert heat.min() >= 0
+    changed = np.abs(np.asarray(picture, np.float32) - np.asarray(Image.open(io.BytesIO(dog)), np.float32))
+    warm, cold = np.unravel_index(heat.argmax(), heat.shape), np.unravel_index(heat.argmin(), heat.shape)
+    at = [
+        tuple(int((i + 0.5) * n / m) for i, n, m in zip(c, (384, 512), heat.shape, strict=True)) for c in (warm, cold)
+    ]
+    assert changed[at[0]].mean() > 20 > 10 > changed[at[1]].mean()
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("text/html", "image/png"),
+        ("application/json", "application/json"),
+        ("application/json, image/png;q=0.5", "application/json"),
+    ],
+)
+def test_what_the_client_accepts_it_gets(bundled_client: Any, dog: bytes, accept: str, kind: str) -> None:
+    assert ask(bundled_client, dog, Accept=accept).mimetype == kind
+
+
+def test_the_probability_is_that_of_predict(bundled_client: Any, dog: bytes) -> None:
+    rows = bundled_client.post("/predict", data=dog, content_type="image/jpeg").json["predictions"]
+    for query, row in [("", rows[0]), (f"?label={rows[2]['label']}", rows[2]), ("?label=235", rows[0])]:
+        answer = ask(bundled_client, dog, query, **JSON).json
+        assert answer["label"] == row["label"]
+        assert answer["probability"] == pytest.approx(row["probability"], abs=1e-6)
+        assert answer["model"] == "efficientnet_lite0"
+
+
+def test_the_more_probable_of_two_equal_labels_is_meant(bundled_client: Any, dog: bytes) -> None:
+    found = {ask(bundled_client, dog, f"?label={label}", **JSON).json["probability"] for label in ("crane", 134, 517)}
+    assert len(found) == 2  # the crane that is no bird, or the other way round
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        ("nope", "There is no label 'nope'.* such as \\w+.* 0 to 999"),
+        ("German shepard", "such as German_shepherd,"),
+        ("1000", "0 to 999"),
+        ("-1", "0 to 999"),
+        ("07", "0 to 999"),
+        ("", "0 to 999"),
+    ],
+)
+def test_an_unknown_label_is_a_mistake(bundled_client: Any, dog: bytes, label: str, sentence: str) -> None:
+    answer = bundled_client.post("/explain", query_string={"label": label}, data=dog, content_type="image/jpeg")
+    assert answer.status_code == 400
+    assert re.search(sentence, answer.json["error"])
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json"])
+@pytest.mark.parametrize("data", [b"", b"hello", encode(Image.new("RGB", (99, 99)), "JPEG")[:300]])
+def test_what_is_no_picture_is_refused(bundled_client: Any, data: bytes, accept: str) -> None:
+    answer = ask(bundled_client, data, Accept=accept)
+    assert (answer.status_code, answer.json["success"]) == (400, False)
+
+
+def test_two_pictures_are_one_too_many(bundled_client: Any, dog: bytes) -> None:
+    files = [(io.BytesIO(dog), "a.jpg"), (io.BytesIO(dog), "b.jpg")]
+    answer = bundled_client.post("/explain", data={"image": files})
+    assert (answer.status_code, "one at a time" in answer.json["error"]) == (400, True)
+
+
+def test_other_methods_and_types(bundled_client: Any) -> None:
+    assert bundled_client.get("/explain").status_code == 405
+    assert bundled_client.post("/explain", data="x", content_type="text/plain").status_code == 415
+
+
+def test_the_key_is_asked(bundled_client: Any, setting: Callable[..., None], dog: bytes) -> None:
+    setting(api_key=["secret"])
+    assert ask(bundled_client, dog).status_code == 401
+    assert ask(bundled_client, dog, Authorization="Bearer secret").status_code == 200
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_overlay_is_upright(bundled_client: Any, orientation: int) -> None:
+    dog = Image.open(DOG).resize((320, 240))
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = dog.transpose(turn[orientation]) if orientation in turn else dog
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, "JPEG", exif=exif, quality=95)
+    answer = ask(bundled_client, data, **JSON).json
+    assert (answer["width"], answer["height"]) == (320, 240)
+    overlay = Image.open(io.BytesIO(ask(bundled_client, data).data))
+    assert overlay.size == (320, 240)
+    corner = np.abs(np.asarray(overlay, np.float32) - np.asarray(dog, np.float32))[:40, :40]
+    assert corner.mean() < 12  # where the map is cold the picture shows
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.open(DOG).resize((2400, 1200)),
+        Image.open(DOG).resize((60, 80)).convert("RGBA"),
+        Image.open(DOG).resize((60, 80)).convert("P"),
+        Image.fromarray((noise(50, 70) * 65535).astype(np.uint16)),
+    ],
+    ids=["large", "alpha", "palette", "16 bits"],
+)
+def test_any_picture_is_overlaid_within_bounds(bundled_client: Any, picture: Image.Image) -> None:
+    overlay = Image.open(io.BytesIO(ask(bundled_client, encode(picture)).data))
+    scale = min(1, explain.SIDE / max(picture.size))
+    assert overlay.size == tuple(round(scale * length) for length in picture.size)
+    answer = ask(bundled_client, encode(picture), **JSON).json
+    assert (answer["width"], answer["height"]) == picture.size
+
+
+def test_grey_pictures_and_numbered_classes(keras: Any, serve: Callable[..., Any]) -> None:
+    head = [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    client = serve(tiny(keras, *head, size=28, channels=1))
+    answer = ask(client, encode(Image.fromarray((noise(40, 30) * 255).astype(np.uint8))), "?label=7", **JSON).json
+    assert (answer["label"], answer["width"], answer["height"]) == ("7", 30, 40)
+    assert np.array(answer["map"]).shape == (28, 28)
+
+
+def test_logits_become_probabilities(keras: Any, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve(tiny(keras, keras.layers.Flatten(), keras.layers.Dense(3)))
+    monkeypatch.setattr(server.spec, "activation", "softmax")
+    data = encode(Image.fromarray((noise(12, 12, 3) * 255).astype(np.uint8)))
+    found = [ask(client, data, f"?label={label}", **JSON).json["probability"] for label in range(3)]
+    assert sum(found) == pytest.approx(1, abs=1e-5)
+    rows = client.post("/predict", data=data, content_type="image/png").json["predictions"]
+    assert max(found) == pytest.approx(rows[0]["probability"], abs=1e-6)
+
+
+# Limits
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]) -> Iterator[tuple[Explainer, Any, Any]]:
+    """An explainer whose model waits to be released, and the events that say so."""
+    setting(max_batch=1)
+    entered, release = threading.Event(), threading.Event()
+
+    def cam(picture: np.ndarray, label: int) -> np.ndarray:
+        entered.set()
+        release.wait(60)
+        return np.ones((2, 2), np.float32)
+
+    explainer = Explainer(server)
+    explainer.spec, explainer.cam = server.spec, cam
+    yield explainer, entered, release
+    release.set()
+
+
+def test_past_the_queue_explanations_are_turned_away(blocked: tuple[Explainer, Any, Any]) -> None:
+    explainer, entered, release = blocked
+    picture = noise(1, 4, 4, 3)
+    threads = [threading.Thread(target=explainer.heat, args=(picture, 0)) for _ in range(2)]
+    threads[0].start()
+    assert entered.wait(60)
+    threads[1].start()
+    while explainer.batcher.waiting < 1:  # until the second stands in the queue, which holds one
+        threads[1].join(0.01)
+    with pytest.raises(server.QueueFull):
+        explainer.heat(picture, 0)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert explainer.heat(picture, 0).tolist() == [[1, 1], [1, 1]]
+
+
+def test_an_explanation_ends_with_its_deadline(blocked: tuple[Explainer, Any, Any]) -> None:
+    explainer, _, _ = blocked
+    token = TICKET.set(Ticket(0))
+    try:
+        with pytest.raises(server.Overdue):
+            explainer.heat(noise(1, 4, 4, 3), 0)
+    finally:
+        TICKET.reset(token)
+
+
+# Colours
+
+
+def test_the_ramp_rises_evenly_in_lightness() -> None:
+    ramp = explain.ramp().astype(float) / 255
+    linear = np.where(ramp <= 0.04045, ramp / 12.92, ((ramp + 0.055) / 1.055) ** 2.4)
+    to_cones = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                         [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+    lightness = np.cbrt(linear @ to_cones.T) @ np.array([0.2104542553, 0.7936177850, -0.0040720468])
+    np.testing.assert_allclose(lightness, np.linspace(0.32, 0.92, 256), atol=0.01)
+
+
+def test_the_page_has_the_same_ramp() -> None:
+    line = re.search(r"RAMP = \[(.*)\]", (ROOT / "static" / "page.js").read_text())
+    assert line
+    assert line[1] == ", ".join('"#{:02x}{:02x}{:02x}"'.format(*colour) for colour in explain.ramp(9))

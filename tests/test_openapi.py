@@ -1,0 +1,211 @@
+"""The OpenAPI document: true of every route, every status and every model; and its page."""
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from conftest import ROOT, FakeModel
+from flask.testing import FlaskClient
+
+import openapi
+import run_keras_server as server
+
+MODELS = ["bundled", "digits", "tabular", "tokens", "half_plus_two", "mixed"]
+
+
+@pytest.fixture(params=MODELS)
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+    """The test client, with one model after the other behind it."""
+    if request.param != "bundled":
+        return tiny_models.serve(monkeypatch, request.param)
+    monkeypatch.setattr(server, "model", FakeModel())
+    return server.app.test_client()
+
+
+def document(client: FlaskClient) -> dict[str, Any]:
+    found = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json
+    assert found
+    return found
+
+
+def operations(found: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the operations by path and method."""
+    return {
+        (path, method): operation
+        for path, item in found["paths"].items()
+        for method, operation in item.items()
+        if method in ("get", "post")
+    }
+
+
+def references(value: Any) -> set[str]:
+    """Return what a document refers to."""
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def test_every_route_is_there_and_no_other(client: FlaskClient) -> None:
+    expected = {
+        (openapi.path_of(rule), method.lower())
+        for rule in server.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert operations(document(client)).keys() == expected
+
+
+def test_every_status_of_the_sources_is_there(client: FlaskClient) -> None:
+    """What is raised, aborted or returned with, anywhere in the server."""
+    statuses: set[Any] = set()
+    for name in ("run_keras_server", "front", "protocols", "explain"):
+        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if called in ("abort", "Refusal", "plain") and node.args and isinstance(node.args[0], ast.Constant):
+                    statuses.add(node.args[0].value)
+            elif isinstance(node, ast.Tuple):  # as in: return {"error": ...}, 404
+                statuses |= {element.value for element in node.elts if isinstance(element, ast.Constant)}
+    statuses = {status for status in statuses if type(status) is int and 400 <= status < 600}
+    assert {400, 404, 413, 415, 503} <= statuses  # or the search is no good
+    found = document(client)
+    described = {int(status) for operation in operations(found).values() for status in operation["responses"]}
+    # 405 is of no operation, but of those that are not there; nobody is left to read 499.
+    assert statuses - {405, 499} <= described
+    assert {int(name[-3:]) for name in found["components"]["responses"]} == openapi.ERRORS.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status"),
+    [
+        ("post", "/predict", {"data": b"x", "content_type": "image/png"}, 400),
+        ("post", "/predict", {"data": b"x", "content_type": "text/plain"}, 415),
+        ("post", "/predict", {"data": bytes(100_000), "content_type": "image/png"}, 413),
+        ("get", "/v2/models/hat", {}, 404),
+        ("get", "/static/hat", {}, 404),
+        ("get", "/v1/models", {}, 401),
+        ("post", "/v2/models/resnet50/infer", {"data": b"x"}, 400),
+        ("post", "/v2/models/resnet50/infer", {"data": b"x", "headers": {"Content-Encoding": "br"}}, 415),
+        ("post", "/v1/models/resnet50:predict", {"json": {"instances": []}}, 503),
+        ("get", "/readyz", {}, 503),
+    ],
+)
+def test_errors_are_as_described(
+    client: FlaskClient,
+    setting: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    options: dict[str, Any],
+    status: int,
+) -> None:
+    setting(max_upload_mb=0.05, api_key=["secret"] if status == 401 else [])
+    described = document(client)
+    if status == 503:
+        monkeypatch.setattr(server, "model", None)
+    answer = client.open(path, method=method, **options)
+    assert answer.status_code == status
+    patterns = {re.sub(r"{\w+}", "[^/:]+", template): template for template in described["paths"]}
+    template = next(found for pattern, found in patterns.items() if re.fullmatch(pattern, path))
+    reference = described["paths"][template][method]["responses"][str(status)]["$ref"]
+    response = described["components"]["responses"][reference.rpartition("/")[2]]
+    (content,) = response["content"].values()
+    schema = described["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+    assert answer.json
+    assert answer.json.keys() == set(schema["required"])
+    for name, header in response["headers"].items():
+        assert answer.headers[name] == header["schema"].get("const", answer.headers[name])
+
+
+def test_it_is_whole_for_every_model(served: FlaskClient) -> None:
+    found = document(served)
+    for reference in references(found):
+        value = found
+        for key in reference.removeprefix("#/").split("/"):
+            value = value[key]
+    ids = [operation["operationId"] for operation in operations(found).values()]
+    assert len(ids) == len(set(ids))
+    tags = {tag["name"] for tag in found["tags"]}
+    for (path, _), operation in operations(found).items():
+        assert set(operation["tags"]) <= tags
+        assert {p["name"] for p in operation["parameters"] if p["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
+    assert found["info"]["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_models_without_pictures_have_no_routes_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = document(tiny_models.serve(monkeypatch, "tabular"))
+    assert found["paths"]["/predict"].keys() == {"description"}
+
+
+def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable[..., None]) -> None:
+    setting(max_upload_mb=3, queue_size=7, max_megapixels=11, top=4, api_key=["secret"])
+    found = document(client)
+    text = json.dumps(found)
+    assert "3 MiB" in text
+    assert "11 million pixels" in text
+    upload = found["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert upload["properties"]["image"]["maxItems"] == 7
+    assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert found["paths"]["/predict"]["post"]["security"] == [{"key": []}]
+    assert "security" not in found["paths"]["/healthz"]["get"]
+    setting(api_key=[])
+    assert "security" not in json.dumps(document(client)).replace("securitySchemes", "")
+
+
+def test_the_shapes_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = document(tiny_models.serve(monkeypatch, "tabular"))
+    rows = found["components"]["schemas"]["PredictRequest"]["anyOf"][0]["properties"]["instances"]["items"]
+    assert rows["properties"]["sizes"]["minItems"] == rows["properties"]["sizes"]["maxItems"] == 3
+    found = document(tiny_models.serve(monkeypatch, "mixed"))
+    inputs = found["components"]["schemas"]["InferRequest"]["properties"]["inputs"]["prefixItems"]
+    assert [item["properties"]["datatype"]["const"] for item in inputs] == ["UINT8", "BOOL", "FP16", "INT64"]
+
+
+class Page(HTMLParser):
+    """What a page refers to, and what it has."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+        self.links |= {value for name, value in attrs if name in ("href", "src") and value}
+
+
+def test_the_page_shows_every_route_with_nothing_from_elsewhere(served: FlaskClient) -> None:
+    text = served.get("/docs").text
+    page = Page(text)
+    for (path, method), operation in operations(document(served)).items():
+        assert path in text
+        if "{version}" not in path:
+            assert operation["operationId"] in page.ids, (path, method)
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif link.startswith("static/"):
+            assert (Path(ROOT) / link).is_file()
+        else:
+            assert link == "openapi.json"
+    assert "script" not in page.tags  # as the content security policy has it
+    assert "style" not in page.tags
+    assert not {name for name in page.attributes if name == "style" or name.startswith("on")}
+
+
+def test_names_are_escaped(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.spec, "name", '"><script>x</script>')
+    assert "<script>" not in client.get("/docs").text
+    assert document(client)["info"]["description"].startswith('Serves "><script>x</script>.')

@@ -1,0 +1,647 @@
+"""The page in a real browser: Debian's Chromium, against a server process with the bundled model."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import requests
+from conftest import DOG, ROOT, Process, encode
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+import run_keras_server as server
+from loading import Spec, Tensor
+
+AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
+# Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync"]  # fmt: skip
+REFUSED = "Failed to load resource"  # what Chromium itself logs of each answer that is an error
+KEY = "correct-horse"
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+# Files as they hang on a mouse or lie in the clipboard.
+CARRIED = """(files) => {
+    const carried = new DataTransfer();
+    for (const [name, type, data] of files) {
+        const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        carried.items.add(new File([bytes], name, { type }));
+    }
+    return carried;
+}"""
+
+Visit = Callable[..., Page]
+expect.set_options(timeout=60_000)
+
+
+def lacking(sentence: str) -> NoReturn:
+    """Skip what cannot be tested here; in CI nothing may be skipped."""
+    if os.environ.get("CI"):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        lacking("No browser is installed: apt-get install chromium.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def site(cache: str) -> Iterator[str]:
+    """The address of a server."""
+    process = Process("--model", "bundled", "--cache-dir", cache, "--drain-seconds", "0")
+    try:
+        yield process.wait_until_ready().url
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="module")
+def locked(cache: str) -> Iterator[str]:
+    """The address of a server that asks for a key, and takes half a MiB."""
+    options = ["--api-key", KEY, "--max-upload-mb", "0.5", "--drain-seconds", "0"]
+    process = Process("--model", "bundled", "--cache-dir", cache, *options)
+    try:
+        yield process.wait_until_ready().url
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Open a server's page. At the end its console must be empty, but for the errors that the test is about."""
+    contexts, messages, expected = [], [], []
+
+    def visit(url: str, errors: bool = False, axe: bool = False, **options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        if axe:
+            if not AXE.is_file():
+                lacking("axe-core is not installed: npm install --prefix build axe-core.")
+            context.add_init_script(path=AXE)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("filechooser", lambda _: None)  # or the first that is expected may come before it is caught
+        expected.extend([REFUSED] if errors else [])
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [text for text in messages if not text.startswith(tuple(expected))] == []
+
+
+def file(name: str, data: bytes, kind: str = "image/jpeg") -> Any:
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def choose(page: Page, *files: Any) -> None:
+    page.set_input_files("#files", list(files))
+
+
+def carried(page: Page, *files: Any) -> Any:
+    packed = [[f["name"], f["mimeType"], base64.b64encode(f["buffer"]).decode()] for f in files]
+    return page.evaluate_handle(CARRIED, packed)
+
+
+def cards(page: Page, kind: str = "done") -> Locator:
+    return page.locator(f".card[data-kind={kind}]")
+
+
+def classified(page: Page) -> Locator:
+    """Choose the sample photo, and return its card once it is answered."""
+    page.click("#sample")
+    expect(cards(page)).to_have_count(1)
+    return page.locator(".card").first
+
+
+def explained(page: Page, row: int = 0) -> Locator:
+    """Return the card of the sample photo with a heat map."""
+    card = classified(page)
+    card.locator(".rows button").nth(row).click()
+    expect(card.locator(".heat")).to_be_visible()
+    return card
+
+
+def answer(status: int, body: Any, **headers: str) -> Callable[[Route], None]:
+    text = body if isinstance(body, str) else json.dumps(body)
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda route: route.fulfill(status=status, body=text, headers=fields)
+
+
+# What comes first
+
+
+def test_the_page_is_small_and_comes_from_here(visit: Visit, browser: Browser, site: str) -> None:
+    sizes = []
+    page = visit("about:blank")
+    page.on("response", lambda response: sizes.append((response.url, len(response.body()))))
+    response = page.goto(site, wait_until="networkidle")
+    assert response
+    assert response.ok
+    policy = response.headers["content-security-policy"]
+    assert "script-src 'self'; style-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert len(sizes) <= 6
+    assert all(url.startswith(site) for url, _ in sizes)
+    assert sum(size for _, size in sizes) < 50_000
+    expect(page.get_by_role("heading", name="What does the model see?")).to_be_visible()
+    expect(page.locator("header")).to_have_text(re.compile("efficientnet_lite0 knows 1000 labels"))
+    expect(page.locator(".small")).to_have_text(re.compile(r"up to\s+16 MiB"))
+
+
+def test_a_model_that_takes_no_pictures_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "spec", Spec("prices", inputs=[Tensor("size", [3], "float32")]))
+    text = server.app.test_client().get("/").text
+    assert "This model takes no pictures" in text
+    assert "/v2/models/prices/infer" in text
+    assert 'id="sample"' not in text
+
+
+# Photos in, labels out
+
+
+def test_the_sample_photo(visit: Visit, site: str) -> None:
+    page = visit(site)
+    card = classified(page)
+    expect(card.get_by_role("heading")).to_have_text("dog.jpg")
+    rows = card.locator(".rows button")
+    expect(rows).to_have_count(5)
+    expect(rows.first).to_have_text(re.compile(r"German shepherd\s+9\d\.\d%"))
+    expect(card.locator(".times")).to_have_text(re.compile(r"^efficientnet_lite0 · [\d.]+ ms there and back"))
+    widths = [bar.bounding_box() for bar in card.locator(".bar > span").all()]
+    assert [box and box["width"] for box in widths] == sorted([box["width"] for box in widths if box], reverse=True)
+    photo = card.get_by_role("img", name="dog.jpg")
+    assert photo.evaluate("(image) => [image.naturalWidth, image.naturalHeight]") == [1024, 768]
+    expect(page.get_by_role("log")).to_contain_text(re.compile(r"dog.jpg: German shepherd, 9\d\.\d%"))
+
+
+def test_several_files_of_which_one_is_bad(visit: Visit, site: str, dog: bytes) -> None:
+    page = visit(site, errors=True)
+    half = encode(Image.open(DOG).resize((100, 80)))
+    choose(page, file("a.jpg", dog), file("notes.jpg", b"no picture"), file("ä b.png", half, "image/png"))
+    expect(cards(page)).to_have_count(2)
+    expect(cards(page, "failed")).to_have_count(1)
+    assert page.locator(".card h2").all_inner_texts() == ["a.jpg", "notes.jpg", "ä b.png"]
+    bad = page.locator(".card").nth(1)
+    expect(bad.locator(".state")).to_have_text(re.compile("This is not an image that the server reads"))
+    expect(bad.locator(".again")).to_be_hidden()
+    expect(page.locator("#count")).to_have_text("2 of 3 photos answered, 1 failed")
+    expect(page.get_by_role("log")).to_contain_text("notes.jpg: This is not an image")
+    choose(page, file("later.jpg", dog))
+    expect(cards(page)).to_have_count(3)
+    assert page.locator(".card h2").first.inner_text() == "later.jpg"
+    page.click("#clear")
+    expect(page.locator(".card")).to_have_count(0)
+    expect(page.locator("#sample")).to_be_visible()
+
+
+def test_dropped_files(visit: Visit, site: str, dog: bytes) -> None:
+    page = visit(site)
+    files = carried(page, file("one.jpg", dog), file("two.jpg", dog))
+    page.dispatch_event("#title", "dragenter", {"dataTransfer": files})
+    expect(page.locator("body")).to_have_class("dragging")
+    page.dispatch_event("#title", "drop", {"dataTransfer": files})
+    expect(cards(page)).to_have_count(2)
+    expect(page.locator("body")).to_have_class("busy")
+
+
+def test_text_that_is_dropped_or_pasted_is_left_alone(visit: Visit, site: str) -> None:
+    page = visit(site)
+    page.evaluate(
+        """() => {
+            const text = new DataTransfer();
+            text.setData("text/plain", "hello");
+            const options = { bubbles: true, cancelable: true };
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: text, ...options }));
+            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: text, ...options }));
+        }"""
+    )
+    expect(page.locator(".card")).to_have_count(0)
+
+
+def test_a_pasted_picture(visit: Visit, site: str, dog: bytes) -> None:
+    page = visit(site)
+    files = carried(page, file("image.png", dog, "image/png"))
+    page.evaluate(
+        """(clipboardData) => {
+            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+        }""",
+        files,
+    )
+    expect(cards(page)).to_have_count(1)
+
+
+def test_few_requests_are_under_way_at_once(visit: Visit, site: str, dog: bytes) -> None:
+    page = visit(site)
+    waiting: list[Route] = []
+    most = []
+
+    def hold(route: Route) -> None:
+        waiting.append(route)
+        most.append(len(waiting))
+
+    page.route("**/predict", hold)
+    choose(page, *(file(f"{i}.jpg", dog) for i in range(10)))
+    done = 0
+    while done < 10:
+        page.wait_for_timeout(50)
+        if len(waiting) == min(4, 10 - done):  # as many as there may be: answer one
+            waiting.pop(0).continue_()
+            done += 1
+            expect(cards(page)).to_have_count(done)
+    assert max(most) == 4
+
+
+# Why this label?
+
+
+def test_the_heat_map(visit: Visit, site: str) -> None:
+    page = visit(site)
+    with page.expect_response("**/explain*") as caught:
+        card = explained(page)
+    assert caught.value.url == f"{site}/explain?label=German_shepherd"
+    heat = np.array(caught.value.json()["map"])
+    rows = card.locator(".rows button")
+    expect(rows.nth(0)).to_have_attribute("aria-pressed", "true")
+    expect(card.locator(".why")).to_have_text(re.compile("What speaks for “German shepherd” is strongest"))
+    expect(card.get_by_role("img", name=re.compile("^Heat map"))).to_be_visible()
+    # It lies exactly on the photo.
+    boxes = [card.locator(part).bounding_box() for part in (".heat", ".photo")]
+    assert boxes[0] == pytest.approx(boxes[1], abs=0.1)
+    # And it is drawn as the server's overlay is: transparent where the map is cold, to the pixel.
+    canvas = card.locator(".heat")
+    size = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
+    pixels = canvas.evaluate(
+        "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3)"
+    )
+    drawn = np.array(pixels).reshape(size[1], size[0])
+    stretched = Image.fromarray(heat.astype(np.float32)).resize(tuple(size), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(drawn, 255 * np.asarray(stretched).clip(0, 1), atol=1)
+    # Another row takes its place, and the same row again takes it away.
+    rows.nth(1).click()
+    expect(card.locator(".why")).to_have_text(re.compile("“malinois”"))
+    expect(rows.nth(0)).to_have_attribute("aria-pressed", "false")
+    rows.nth(1).click()
+    expect(canvas).to_be_hidden()
+    expect(card.locator("figcaption")).to_be_hidden()
+
+
+def test_the_strength_of_the_heat_map(visit: Visit, site: str) -> None:
+    card = explained(visit(site))
+    expect(card.locator(".heat")).to_have_css("opacity", "0.75")
+    card.get_by_role("slider", name="Strength").fill("20")
+    expect(card.locator(".heat")).to_have_css("opacity", "0.2")
+
+
+def test_what_cannot_be_explained_says_so(visit: Visit, site: str) -> None:
+    page = visit(site, errors=True)
+    page.route("**/explain*", answer(501, {"success": False, "error": "It has no convolutional features."}))
+    card = classified(page)
+    card.locator(".rows button").first.click()
+    expect(card.locator(".why")).to_have_text("It has no convolutional features.")
+    expect(card.locator(".heat")).to_be_hidden()
+    expect(card.locator(".scale")).to_be_hidden()
+
+
+def test_a_map_of_nothing_says_so(visit: Visit, site: str) -> None:
+    page = visit(site)
+    page.route("**/explain*", answer(200, {"success": True, "map": [[0, 0], [0, 0]], "width": 4, "height": 3}))
+    card = explained(page)
+    expect(card.locator(".why")).to_have_text("Nothing in this picture speaks for “German shepherd”.")
+
+
+# The key
+
+
+def test_the_key_is_asked_and_kept_in_memory_only(visit: Visit, locked: str, dog: bytes) -> None:
+    page = visit(locked, errors=True)
+    choose(page, file("one.jpg", dog), file("two.jpg", dog))
+    door = page.get_by_role("dialog", name="This server asks for a key")
+    expect(door).to_be_visible()
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    expect(door).to_contain_text("did not take that key")
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
+    expect(cards(page)).to_have_count(2)
+    expect(door).to_be_hidden()
+    card = page.locator(".card").first
+    card.locator(".rows button").first.click()
+    expect(card.locator(".heat")).to_be_visible()
+    card.locator("summary").click()
+    expect(card.locator("code").first).to_contain_text('-H "Authorization: Bearer $KERAS_SERVER_API_KEY"')
+    assert KEY not in page.content()
+    assert page.evaluate("() => [localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    page.reload()
+    choose(page, file("one.jpg", dog))
+    expect(door).to_be_visible()
+
+
+def test_without_a_key_the_card_says_why(visit: Visit, locked: str, dog: bytes) -> None:
+    page = visit(locked, errors=True)
+    choose(page, file("one.jpg", dog))
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(cards(page, "failed").locator(".state")).to_have_text(re.compile("This server asks for a key"))
+    page.click(".again")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("schlüssel 🔑")
+    page.keyboard.press("Enter")
+    expect(cards(page, "failed").locator(".state")).to_have_text(re.compile("characters that cannot be sent"))
+    page.click(".again")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
+    expect(cards(page)).to_have_count(1)
+
+
+# Large photos
+
+
+def camera(orientation: int = 1) -> bytes:
+    """Return the dog as a camera of twelve megapixels has it, with its grain."""
+    stored = Image.open(DOG).resize((4000, 3000), Image.Resampling.BICUBIC)
+    stored = stored.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else stored
+    grain = np.random.default_rng(5).normal(0, 8, (stored.height, stored.width, 1)).astype(np.float32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray((np.asarray(stored) + grain).clip(0, 255).astype(np.uint8))
+    return encode(picture, "JPEG", quality=90, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_photo_is_shrunk_upright_and_answered_alike(visit: Visit, site: str, orientation: int) -> None:
+    page = visit(site)
+    data = camera(orientation)
+    with page.expect_response("**/predict") as caught:
+        choose(page, file("IMG_1.JPG", data))
+    expect(cards(page)).to_have_count(1)
+    expect(page.locator(".sent")).to_have_text(re.compile(r"^Sent at 1792 . 1344 pixels, \d+ kB instead of \d\.\d MB"))
+    photo = page.locator(".photo")
+    assert photo.evaluate("(image) => [image.naturalWidth, image.naturalHeight]") == [1792, 1344]
+    whole = requests.post(f"{site}/predict", files={"image": data}, timeout=60).json()["predictions"]
+    found = {row["label"]: row["probability"] for row in caught.value.json()["predictions"]}
+    for row in whole[:2]:
+        assert found[row["label"]] == pytest.approx(row["probability"], abs=0.02)
+    page.click("summary")
+    expect(page.locator("code").first).to_contain_text("image=@IMG_1-1792x1344.jpg")
+    with page.expect_download() as download:
+        page.click("details a")
+    assert download.value.suggested_filename == "IMG_1-1792x1344.jpg"
+    assert size_of(download.value.path()) == (1792, 1344)
+
+
+def test_what_jpeg_would_change_goes_as_it_is(visit: Visit, site: str) -> None:
+    """Drawings, transparency and printers' colours."""
+    page = visit(site)
+    noise = np.random.default_rng(1).integers(0, 255, (700, 2000, 3)).astype(np.uint8)
+    printed = encode(Image.fromarray(noise).convert("CMYK"), "JPEG", quality=95)
+    assert len(printed) > 2**20
+    choose(page, file("drawing.png", encode(Image.fromarray(noise)), "image/png"), file("printed.jpg", printed))
+    expect(cards(page)).to_have_count(2)
+    expect(page.locator(".sent")).to_have_count(2)
+    for line in page.locator(".sent").all():
+        expect(line).to_be_hidden()
+
+
+def test_past_the_servers_limit(visit: Visit, locked: str) -> None:
+    page = visit(locked, errors=True)
+    picture = Image.open(DOG).resize((1200, 900))
+    clear = picture.convert("RGBA")
+    clear.putalpha(128)
+    expect(page.locator(".small")).to_have_text(re.compile(r"up to\s+0\.5 MiB"))
+    choose(
+        page,
+        file("shrunk.png", encode(picture), "image/png"),
+        file("clear.png", encode(clear), "image/png"),
+        file("film.gif", bytes(600_000), "image/gif"),
+    )
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).locator("h2")).to_have_text("shrunk.png")
+    expect(cards(page, "failed")).to_have_count(2)
+    told = requests.post(
+        f"{locked}/predict",
+        headers={"Authorization": f"Bearer {KEY}"},
+        files={"image": bytes(600_000)},
+        timeout=60,
+    )
+    assert told.status_code == 413
+    for state in cards(page, "failed").locator(".state").all():
+        expect(state).to_have_text(told.json()["error"])
+
+
+# The same request elsewhere
+
+
+@pytest.mark.parametrize("name", ["dog.jpg", 'it\'s; a "dog", №1.jpg'])
+def test_the_copied_commands_repeat_the_request(visit: Visit, site: str, dog: bytes, tmp_path: Path, name: str) -> None:
+    page = visit(site)
+    with page.expect_response("**/predict") as caught:
+        choose(page, file(name, dog))
+    expect(cards(page)).to_have_count(1)
+    page.locator(".rows button").first.click()
+    expect(page.locator(".heat")).to_be_visible()
+    page.click("summary")
+    curl, python, heat = page.locator("code").all_inner_texts()
+    (tmp_path / name).write_bytes(dog)
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    expected = caught.value.json()["predictions"]
+    for found in (json.loads(run("bash", "-c", curl)), eval(run(sys.executable, "-c", python))):
+        assert [row["label"] for row in found["predictions"]] == [row["label"] for row in expected]
+        assert found["predictions"][0]["probability"] == pytest.approx(expected[0]["probability"], abs=1e-5)
+    run("bash", "-c", heat)
+    assert size_of(tmp_path / "German_shepherd.png") == (512, 384)
+
+
+def test_the_copy_button(visit: Visit, site: str) -> None:
+    page = visit(site, permissions=["clipboard-read", "clipboard-write"])
+    card = classified(page)
+    card.locator("summary").click()
+    card.get_by_role("button", name="Copy: As curl").click()
+    expect(card.locator(".code button").first).to_have_text("Copied")
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied == f"curl -X POST -F image=@dog.jpg {site}/predict"
+
+
+# What goes wrong
+
+
+def test_a_busy_server_is_asked_again(visit: Visit, site: str) -> None:
+    page = visit(site, errors=True)
+    refused: list[Route] = []
+
+    def busy(route: Route) -> None:
+        if len(refused) < 2:
+            refused.append(route)
+            body = json.dumps({"success": False, "error": "Too much to do."})
+            route.fulfill(status=503, body=body, headers={"Retry-After": "0"})
+        else:
+            route.continue_()
+
+    page.route("**/predict", busy)
+    classified(page)
+    assert len(refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence", "again"),
+    [
+        (lambda route: route.abort(), "The server cannot be reached", True),
+        (answer(502, "<h1>Bad gateway</h1>"), "The answer 502 is no JSON", True),
+        (answer(504, {"success": False, "error": "Too late."}), "Too late.", True),
+        (answer(500, {"success": False, "error": "It failed."}), "It failed.", False),
+    ],
+)
+def test_an_error_stands_beside_its_picture(
+    visit: Visit, site: str, fault: Callable[[Route], None], sentence: str, again: bool
+) -> None:
+    page = visit(site, errors=True)
+    page.route("**/predict", fault)
+    page.click("#sample")
+    expect(cards(page, "failed").locator(".state")).to_contain_text(sentence)
+    button = page.get_by_role("button", name="Try again")
+    assert button.is_visible() == again
+    if again:
+        page.unroute("**/predict")
+        button.click()
+        expect(cards(page)).to_have_count(1)
+
+
+def test_the_servers_time_is_told_apart(visit: Visit, site: str) -> None:
+    page = visit(site)
+    body = {"success": True, "model": "m", "predictions": [{"label": "a", "probability": 0.00004}]}
+    page.route("**/predict", answer(200, body, Server_Timing="app;dur=12.4"))
+    card = classified(page)
+    expect(card.locator(".times")).to_have_text(
+        re.compile(r"^m · [\d.]+ ms there and back, 12 ms of them in the server$")
+    )
+    expect(card.locator(".percent")).to_have_text("< 0.1%")
+
+
+def test_a_picture_that_only_the_server_can_show(visit: Visit, site: str) -> None:
+    page = visit(site)
+    choose(page, file("scan.tif", encode(Image.open(DOG).resize((300, 200)), "TIFF"), "image/tiff"))
+    expect(cards(page)).to_have_count(1)
+    expect(page.locator(".card")).to_have_class(re.compile("blind"))
+    page.locator(".rows button").first.click()
+    expect(page.locator(".heat")).to_be_visible()
+
+
+# For everybody
+
+
+def test_with_the_keyboard_alone(visit: Visit, site: str) -> None:
+    page = visit(site)
+
+    def tab_to(target: Locator) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if target.evaluate("(element) => element === document.activeElement"):
+                return
+        raise AssertionError(f"The keyboard does not reach {target}")
+
+    tab_to(page.locator("#choose"))
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    assert chooser.value.is_multiple()
+    tab_to(page.locator("#sample"))
+    page.keyboard.press("Enter")
+    expect(cards(page)).to_have_count(1)
+    tab_to(page.locator(".rows button").nth(1))
+    page.keyboard.press("Space")
+    expect(page.locator(".heat")).to_be_visible()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    expect(page.get_by_role("slider")).to_be_focused()
+    page.keyboard.press("Home")
+    expect(page.locator(".heat")).to_have_css("opacity", "0")
+    tab_to(page.locator("summary"))
+    page.keyboard.press("Enter")
+    expect(page.locator("code").first).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Copy: As curl")).to_be_focused()
+
+
+def test_on_a_phone(visit: Visit, site: str) -> None:
+    page = visit(site, **PHONE)
+    fits = "() => document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits)
+    expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
+    assert page.locator("#shot").get_attribute("capture") == "environment"
+    with page.expect_file_chooser() as chooser:
+        page.tap("#camera")
+    chooser.value.set_files(DOG)
+    expect(cards(page)).to_have_count(1)
+    page.tap(".rows button")
+    expect(page.locator(".heat")).to_be_visible()
+    page.tap("summary")
+    assert page.evaluate(fits)
+    for button in page.locator(".rows button, .buttons button:visible").all():
+        box = button.bounding_box()
+        assert box
+        assert box["height"] >= 40
+
+
+def test_dark_mode(visit: Visit, site: str) -> None:
+    for scheme, dark in [("light", False), ("dark", True)]:
+        page = visit(site, color_scheme=scheme)
+        paper, ink = page.evaluate(
+            "() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        brightness = [sum(int(n) for n in re.findall(r"\d+", colour)[:3]) for colour in (paper, ink)]
+        assert (brightness[0] < brightness[1]) == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
+def test_axe_finds_nothing(visit: Visit, site: str, locked: str, dog: bytes, scheme: str, options: Any) -> None:
+    def check(page: Page, where: str) -> None:
+        result = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+        found = [(v["id"], [node["html"] for node in v["nodes"]]) for v in result["violations"]]
+        assert found == [], where
+
+    page = visit(site, errors=True, axe=True, color_scheme=scheme, **options)
+    check(page, "empty")
+    choose(page, file("a.jpg", dog), file("b.jpg", b"no picture"))
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page, "failed")).to_have_count(1)
+    page.locator(".rows button").first.click()
+    expect(page.locator(".heat").first).to_be_visible()
+    page.locator("summary").first.click()
+    check(page, "answered")
+    page = visit(locked, errors=True, axe=True, color_scheme=scheme, **options)
+    choose(page, file("a.jpg", dog))
+    expect(page.get_by_role("dialog")).to_be_visible()
+    check(page, "asked for the key")

@@ -1,0 +1,75 @@
+"""The README: what it prints is what comes, what it names is there, and its code runs."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import DOG, ROOT
+
+import run_keras_server as server
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+
+
+def test_both_ways_in_stand_on_the_first_screen() -> None:
+    first = "\n".join(README.splitlines()[:20])
+    for command in ("make serve", "make test", "pip install -r requirements.txt", "python run_keras_server.py"):
+        assert command in first
+
+
+def test_its_answer_is_the_servers(
+    setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The line under curl, and the rows under the client, to the digits that hold on every processor."""
+    for name in ("model", "spec", "source"):
+        monkeypatch.setattr(server, name, getattr(server, name))
+    setting(model="bundled", cache_dir=str(tmp_path))
+    server.load_model()
+    (printed,) = (json.loads(line) for line in README.splitlines() if line.startswith('{"success":true'))
+    answer = server.app.test_client().post("/predict", data=DOG.read_bytes(), content_type="image/jpeg").json
+    assert answer["model"] == printed["model"]
+    for ours, theirs in zip(answer["predictions"], printed["predictions"], strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-3)
+    rows = re.findall(r"^(\d)\. (\w+): ([0-9.]+)$", README, re.M)
+    assert [(label, float(p)) for _, label, p in rows] == [
+        (row["label"], pytest.approx(row["probability"], abs=1e-3)) for row in answer["predictions"]
+    ]
+
+
+def test_the_example_of_a_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (code for language, code in BLOCKS if language == "python" and "def test_" in code)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    # One line of the example leaves closing its file to Python, which pytest would tell us.
+    with open("dog.jpg", "rb") as dog:
+        names["open"] = lambda *_: dog
+        names["test_it"](monkeypatch)
+
+
+def test_python_blocks_are_python() -> None:
+    for language, code in BLOCKS:
+        if language == "python":
+            compile(code, "README.md", "exec")
+
+
+def test_every_option_that_it_names_exists() -> None:
+    text = re.sub(r"(pip|curl|gunicorn|simple_request\.py|flask)[^\n`]*", "", README)
+    known = {setting.option for setting in server.SETTINGS}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+    for variable in re.findall(r"KERAS_SERVER_\w+", README):
+        assert any(setting.variable == variable for setting in server.SETTINGS)
+
+
+def test_every_file_that_it_names_exists() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_file_of_the_house_is_named() -> None:
+    for path in ROOT.glob("*.py"):
+        assert f"`{path.name}`" in README, path.name
