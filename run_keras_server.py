@@ -393,7 +393,8 @@ class Batcher:
         self.dead = False
         self.on_death: Callable[[], None] = lambda: None
         self.changed = threading.Condition()
-        threading.Thread(target=self.loop, name="model", daemon=True).start()
+        self.thread = threading.Thread(target=self.loop, name="model", daemon=True)
+        self.thread.start()
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Return the model's first output for a batch of its only input, both with the batch as first axis."""

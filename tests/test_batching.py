@@ -195,6 +195,7 @@ def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench
     bench.go()
     assert [type(answer.exception(20)) for answer in answers] == [ModelDied] * 3
     assert died.wait(20)
+    bench.batcher.thread.join(20)  # its exception is to be reported in this test and not in the next
     assert bench.batcher.dead
     with pytest.raises(ModelDied):
         bench.batcher.predict(np.zeros((1, 3), np.float32))
