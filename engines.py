@@ -62,23 +62,45 @@ def has_bfloat16() -> bool:
 
 
 class OpenVINOEngine:
-    """Runs a model on the CPU."""
+    """Runs a model on the CPU: a lone row with all threads, the rows of a batch side by side.
+
+    Threads that share one computation wait for each other after every layer, and for a thread that decoding took a
+    core from. Each with rows of its own they need not: 10 % more rows a second, for a second set of compiled weights.
+    """
 
     name = "openvino"
 
-    def __init__(self, converted: Any, precision: str, threads: int):
+    def __init__(self, converted: Any, precision: str, threads: int, max_batch: int):
         """Compile what convert() returned, or the .xml file of it."""
+        core = openvino().Core()
         options = {
-            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, with all threads on it
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # to the cores that other replicas on this machine are pinned to as well
         }
-        compiled = openvino().Core().compile_model(converted, "CPU", options)
-        self.request = compiled.create_infer_request()
+
+        def requests(streams: int) -> list[Any]:
+            compiled = core.compile_model(converted, "CPU", {**options, "NUM_STREAMS": streams})
+            return [compiled.create_infer_request() for _ in range(streams)]
+
+        self.lone = requests(1)[0]
+        streams = min(threads, max_batch)
+        self.side_by_side = requests(streams) if streams > 1 else []
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Compute one batch."""
-        return list(self.request.infer(inputs, share_inputs=True).to_tuple())
+        """Compute one batch. What does not share out evenly is computed last, with all threads."""
+        rows, streams = len(inputs[0]), len(self.side_by_side)
+        share = rows // streams if streams else 0
+        parts = []
+        if share:
+            with contextlib.ExitStack() as started:  # which waits for all of them, whichever fails
+                for i, request in enumerate(self.side_by_side):
+                    request.start_async([array[i * share : (i + 1) * share] for array in inputs], share_inputs=True)
+                    started.callback(request.wait)
+            parts = [[tensor.data for tensor in request.output_tensors] for request in self.side_by_side]
+        if rest := [array[share * streams :] for array in inputs if rows > share * streams]:
+            parts.append([*self.lone.infer(rest, share_inputs=True).to_tuple()])
+        return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 class KerasEngine:

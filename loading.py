@@ -202,18 +202,18 @@ def open_engine(source: Source, settings: Any) -> tuple[Engine, Spec]:
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
     on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
-    threads = settings.engine_threads or processors()
+    how = (settings.precision, settings.engine_threads or processors(), settings.max_batch)
     cache = Cache(settings.cache_dir, source.name, source.files)
     if on_openvino and (kept := cache.read()):
         with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
-            return OpenVINOEngine(kept[0], settings.precision, threads), Spec.from_json(kept[1])
+            return OpenVINOEngine(kept[0], *how), Spec.from_json(kept[1])
     keras_model = source.load()
     found = source.describe(keras_model)
     if on_openvino:
         try:
             converted = convert(keras_model)
             found.engine = OpenVINOEngine.name
-            engine = OpenVINOEngine(converted, settings.precision, threads)
+            engine = OpenVINOEngine(converted, *how)
         except Exception as error:  # noqa: BLE001 - a converter may fail in any way
             why = f"OpenVINO cannot run {source.name} ({first_line(error)})"
             if settings.engine == "openvino":

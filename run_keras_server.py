@@ -238,12 +238,12 @@ def load_model() -> None:
         )
         source = Source("bundled")
         run, spec = open_engine(source, settings)
-    # Noise warms up, and shows whether the outputs are probabilities. Ones are valid tokens, too.
+    # A lone row warms up, of ones, which are valid tokens, too; noise shows whether the outputs are probabilities.
     values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
     ones = [np.ones((1, *(d or 8 for d in t.shape)), t.dtype) for t in spec.inputs]
-    outputs = run([values.astype(spec.inputs[0].dtype)] if spec.image else ones)
+    run(ones)
     if spec.image:
-        settle(outputs[0])
+        settle(run([values.astype(spec.inputs[0].dtype)])[0])
     model = Batcher(run, settings.max_batch, settings.queue_size)
     account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": settings.precision})
     account.WAITING.set_function(lambda: getattr(model, "waiting", 0))

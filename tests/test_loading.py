@@ -95,6 +95,23 @@ def test_batches_of_every_size_answer_alike(setting: Setter) -> None:
     assert np.allclose(server.model.predict(rows), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_computed_side_by_side_come_back_in_order(threads: int) -> None:
+    import tiny_models
+
+    engine = engines.OpenVINOEngine(engines.convert(tiny_models.many()), "float32", threads, max_batch=8)
+    for rows in [*range(1, 10), 2, 1]:
+        inputs = [np.arange(rows, dtype=np.float32)[:, np.newaxis] + number for number in range(12)]
+        outputs = engine(inputs)
+        kept = [output.copy() for output in outputs]
+        with pytest.raises(RuntimeError):
+            engine([np.zeros((rows, 2), np.float32)] * 12)
+        engine([np.zeros((rows, 1), np.float32)] * 12)  # the answers given before stay
+        for number, values in enumerate(zip(inputs, outputs, kept, strict=True)):
+            for output in values[1:]:
+                np.testing.assert_allclose(output, values[0] * (number + 1))
+
+
 def test_answers_outlive_the_keras_model(setting: Setter) -> None:
     """On a first start the converted model must not live on weights that TensorFlow has given back meanwhile."""
     setting(model="bundled", cache_dir="")
