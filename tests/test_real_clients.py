@@ -1,17 +1,43 @@
 """Clients that nobody here wrote, unchanged, against a real server; and schemathesis against its document."""
 
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny_models
 from conftest import DOG, ROOT, Process
 
+import run_keras_server as server
+from loading import Source, open_engine
+
 CLIENTS = ROOT / ".venv-clients" / "bin"
-clients = pytest.mark.skipif(not CLIENTS.exists(), reason="make test sets up the clients in .venv-clients")
+clients = pytest.mark.skipif(
+    not CLIENTS.exists() and not os.environ.get("CI"), reason="make test sets up the clients in .venv-clients"
+)
+
+
+@pytest.fixture(scope="module")
+def url_of(cache: str) -> Iterator[Callable[[str], str]]:
+    """Return the address of a model's server, which all tests of this model share."""
+    running: dict[str, Process] = {}
+
+    def url(name: str) -> str:
+        if name not in running:
+            with pytest.MonkeyPatch.context() as patch:  # converted here, where TensorFlow is loaded once for all
+                patch.setattr(server.settings, "cache_dir", cache)
+                open_engine(Source(str(tiny_models.file_of(name))), server.settings)
+            # With few rows at most, the requests that schemathesis makes up stay small, and so do its time and memory.
+            options = ("--queue-size", "4", "--cache-dir", cache, "--drain-seconds", "0")
+            running[name] = Process("--model", str(tiny_models.file_of(name)), *options)
+        return running[name].url or running[name].wait_until_ready().url
+
+    yield url
+    for process in running.values():
+        process.stop()
 
 
 def run(*command: str | Path) -> str:
@@ -21,21 +47,16 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def model(name: str) -> str:
-    return "bundled" if name == "bundled" else str(tiny_models.file_of(name))
-
-
 @clients
 @pytest.mark.parametrize("name", ["tabular", "tokens", "digits"])
-def test_tritonclient_and_kserve(start: Callable[..., Process], name: str) -> None:
-    url = start("--model", model(name)).wait_until_ready().url
-    run(CLIENTS / "python", "tests/real_clients.py", url, name, *([DOG] if name == "digits" else []))
+def test_tritonclient_and_kserve(url_of: Callable[[str], str], name: str) -> None:
+    run(CLIENTS / "python", "tests/real_clients.py", url_of(name), name, *([DOG] if name == "digits" else []))
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
-def test_the_curl_lines_of_tensorflow_serving(start: Callable[..., Process]) -> None:
+def test_the_curl_lines_of_tensorflow_serving(url_of: Callable[[str], str]) -> None:
     """Of "RESTful API", with the port and the name changed."""
-    url = start("--model", model("half_plus_two")).wait_until_ready().url
+    url = url_of("half_plus_two")
 
     def curl(*arguments: str) -> dict[str, object]:
         return json.loads(run("curl", "-sS", *arguments))
@@ -51,9 +72,9 @@ def test_the_curl_lines_of_tensorflow_serving(start: Callable[..., Process]) -> 
 
 
 @clients
-@pytest.mark.parametrize("name", ["tabular", "digits", "bundled"])
-def test_schemathesis_finds_nothing(start: Callable[..., Process], name: str) -> None:
+@pytest.mark.parametrize("name", ["tabular", "digits", "photos"])
+def test_schemathesis_finds_nothing(url_of: Callable[[str], str], name: str) -> None:
     """With the settings of schemathesis.toml, as anybody has them who runs it in this folder."""
-    url = start("--model", model(name)).wait_until_ready().url
+    url = url_of(name)
     options = ("--checks=all", "--max-examples=5", "--continue-on-failure", "--seed=1", "--no-color")
     assert "passed" in run(CLIENTS / "schemathesis", "run", f"{url}/openapi.json", *options)
