@@ -74,7 +74,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("engine", ["openvino", "keras"])
 def test_resnet50_from_a_weights_file_answers_as_keras_does(resnet: Any, engine: str, setting: Setter) -> None:
     keras_model, path = resnet
-    setting(model="resnet50", weights=str(path), engine=engine)
+    setting(model="resnet50", weights=str(path), engine=engine, cache_dir="")
     server.load_model()
     assert server.spec.engine == {"openvino": "openvino", "keras": "keras/tensorflow"}[engine]
     assert (server.spec.name, server.spec.preprocess, server.spec.target) == ("resnet50", "caffe", (224, 224))
@@ -87,8 +87,8 @@ def test_resnet50_from_a_weights_file_answers_as_keras_does(resnet: Any, engine:
     assert len(answer) >= 998  # ImageNet has two pairs of classes of one name: crane and maillot
 
 
-def test_batches_of_every_size_answer_alike(setting: Setter) -> None:
-    setting(model="bundled")
+def test_batches_of_every_size_answer_alike(setting: Setter, cache: str) -> None:
+    setting(model="bundled", cache_dir=cache)
     server.load_model()
     rows = np.random.default_rng(0).uniform(0, 255, (9, 224, 224, 3)).astype(np.float32)
     alone = np.concatenate([server.model.predict(row[np.newaxis]) for row in rows])
@@ -125,8 +125,8 @@ def test_answers_outlive_the_keras_model(setting: Setter) -> None:
     assert (row["label"], row["probability"]) == ("German_shepherd", pytest.approx(0.964, abs=0.01))
 
 
-def test_bundled_model_knows_the_dog(setting: Setter) -> None:
-    setting(model="bundled")
+def test_bundled_model_knows_the_dog(setting: Setter, cache: str) -> None:
+    setting(model="bundled", cache_dir=cache)
     server.load_model()
     answer = classify(PHOTO, 5)
     assert answer["model"] == "efficientnet_lite0"
@@ -134,9 +134,9 @@ def test_bundled_model_knows_the_dog(setting: Setter) -> None:
     assert answer["predictions"][0]["probability"] > 0.9
 
 
-def test_large_photos_get_the_plain_answer(setting: Setter) -> None:
+def test_large_photos_get_the_plain_answer(setting: Setter, cache: str) -> None:
     """Decoding at a fraction must not show: top-1 equal, probabilities within 0.02."""
-    setting(model="bundled")
+    setting(model="bundled", cache_dir=cache)
     server.load_model()
     for size in ((1600, 1200), (2400, 1800), (4000, 3000)):
         photo = Image.open(DOG).resize(size, Image.Resampling.LANCZOS)
@@ -147,7 +147,9 @@ def test_large_photos_get_the_plain_answer(setting: Setter) -> None:
         assert max(abs(large[label] - small[label]) for label in large) < 0.02
 
 
-def test_default_falls_back_to_the_bundled_model(setting: Setter, monkeypatch: Any, caplog: Any) -> None:
+def test_default_falls_back_to_the_bundled_model(setting: Setter, cache: str, monkeypatch: Any, caplog: Any) -> None:
+    setting(cache_dir=cache)
+
     def refuse(*_: Any, **__: Any) -> None:
         raise Exception("URL fetch failure on https://example.org/resnet50.h5: None -- [Errno -2] Name not known")
 
@@ -162,7 +164,8 @@ def test_default_falls_back_to_the_bundled_model(setting: Setter, monkeypatch: A
         server.load_model()
 
 
-def test_resnet50_in_keras_cache_is_the_default(resnet: Any, monkeypatch: Any) -> None:
+def test_resnet50_in_keras_cache_is_the_default(resnet: Any, setting: Setter, monkeypatch: Any) -> None:
+    setting(engine="keras")  # which needs no conversion
     built = []
 
     def build(weights: str) -> Any:
@@ -340,9 +343,9 @@ MISTAKES: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told_in_a_sentence(name: str, setting: Setter) -> None:
+def test_mistakes_are_told_in_a_sentence(name: str, setting: Setter, cache: str) -> None:
     values, words = MISTAKES[name]
-    setting(**values)
+    setting(**values, cache_dir=cache)
     with pytest.raises(loading.StartupError, match=words) as error:
         server.load_model()
     assert "\n" not in str(error.value)

@@ -20,13 +20,11 @@ def test_both_ways_in_stand_on_the_first_screen() -> None:
         assert command in first
 
 
-def test_its_answer_is_the_servers(
-    setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+def test_its_answer_is_the_servers(setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     """The line under curl, and the rows under the client, to the digits that hold on every processor."""
     for name in ("model", "spec", "source"):
         monkeypatch.setattr(server, name, getattr(server, name))
-    setting(model="bundled", cache_dir=str(tmp_path))
+    setting(model="bundled", cache_dir=cache)
     server.load_model()
     (printed,) = (json.loads(line) for line in README.splitlines() if line.startswith('{"success":true'))
     answer = server.app.test_client().post("/predict", data=DOG.read_bytes(), content_type="image/jpeg").json
