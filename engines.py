@@ -1,7 +1,7 @@
 """What computes a batch: OpenVINO on a CPU, Keras itself elsewhere; and the cache of converted models.
 
 An engine is called with a list of arrays, one for each input of the model, and returns the list of its outputs, all
-with the batch as their first axis. One thread calls it at a time.
+with the batch as their first axis. As many threads may call it at a time as it has lanes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,24 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 log = logging.getLogger("keras_server")
 
-Engine = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+class Engine(Protocol):
+    """What computes a batch."""
+
+    lanes: int
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Compute one batch."""
 
 
 def processors() -> int:
@@ -62,10 +70,10 @@ def has_bfloat16() -> bool:
 
 
 class OpenVINOEngine:
-    """Runs a model on the CPU: a lone row with all threads, the rows of a batch side by side.
+    """Runs a model on the CPU: a lone row with all threads, several batches at a time side by side on a part of them.
 
-    Threads that share one computation wait for each other after every layer, and for a thread that decoding took a
-    core from. Each with rows of its own they need not: 10 % more rows a second, for a second set of compiled weights.
+    Threads that share a computation wait for each other after every layer, and for the one whose core decoding took.
+    With rows of its own each none waits: up to 15 % more images a second, for a second set of compiled weights.
     """
 
     name = "openvino"
@@ -79,32 +87,28 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,  # to the cores that other replicas on this machine are pinned to as well
         }
 
-        def requests(streams: int) -> list[Any]:
+        def requests(streams: int) -> deque[Any]:
             compiled = core.compile_model(converted, "CPU", {**options, "NUM_STREAMS": streams})
-            return [compiled.create_infer_request() for _ in range(streams)]
+            return deque(compiled.create_infer_request() for _ in range(streams))
 
-        self.lone = requests(1)[0]
-        streams = min(threads, max_batch)
-        self.side_by_side = requests(streams) if streams > 1 else []
+        self.lanes = min(threads, max_batch)
+        self.free = requests(self.lanes)
+        self.all_threads = requests(1)[0] if self.lanes > 1 else self.free[0]
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Compute one batch. What does not share out evenly is computed last, with all threads."""
-        rows, streams = len(inputs[0]), len(self.side_by_side)
-        share = rows // streams if streams else 0
-        parts = []
-        if share:
-            with contextlib.ExitStack() as started:  # which waits for all of them, whichever fails
-                for i, request in enumerate(self.side_by_side):
-                    request.start_async([array[i * share : (i + 1) * share] for array in inputs], share_inputs=True)
-                    started.callback(request.wait)
-            parts = [[tensor.data for tensor in request.output_tensors] for request in self.side_by_side]
-        if rest := [array[share * streams :] for array in inputs if rows > share * streams]:
-            parts.append([*self.lone.infer(rest, share_inputs=True).to_tuple()])
-        return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        """Compute one batch."""
+        lane = self.free.pop()
+        try:
+            alone = len(self.free) == self.lanes - 1 and len(inputs[0]) == 1
+            return [*(self.all_threads if alone else lane).infer(inputs, share_inputs=True).to_tuple()]
+        finally:
+            self.free.append(lane)
 
 
 class KerasEngine:
     """Runs a model on whatever Keras' backend computes on: TensorFlow, JAX or PyTorch, with or without a GPU."""
+
+    lanes = 1
 
     def __init__(self, keras_model: Any, max_batch: int):
         import keras

@@ -344,7 +344,7 @@ def blueprint(server: Any) -> flask.Blueprint:
         except server.ImageError as error:
             flask.abort(400, str(error))
         except Unexplainable as error:
-            flask.abort(501, str(error))
+            flask.abort(422, str(error))
         answer = {"success": True, "model": server.spec.name, "label": names(server, len(row))[label]}
         answer |= {"probability": float(row[label]), "map": np.round(heat.astype(float), 6).tolist()}
         return answer | {"width": width, "height": height}, {"Vary": "Accept"}

@@ -33,8 +33,9 @@ ERRORS = {
     414: "The address is too long.",
     415: "The content type, or the content encoding, is none that is read here.",
     431: "The head of the request is too large.",
+    422: "This model cannot be explained; the sentence says why.",
     500: "The server failed; its log says why, under the X-Request-ID.",
-    501: "The server cannot do this: read a transfer encoding other than chunked, or explain this model.",
+    501: "The server cannot do this: read a transfer encoding other than chunked.",
     503: "The server has more to do than it can, loads its model, or shuts down: try again later.",
     504: "The answer was not ready in time.",
 }
@@ -105,11 +106,9 @@ def complete(operation: Schema, method: str, path: str, server: Any, needs_key: 
         operation["security"] = [{"key": []}]
     operation["responses"]["200"]["headers"] = REQUEST_ID
     kind = "ProtocolError" if path.startswith(("/v1", "/v2")) else "Error"
-    for status in ALWAYS | ({401} if needs_key else set()) | ({404} if names else set()):
+    possible = {401: needs_key, 404: names, 422: path == "/explain", **dict.fromkeys(COMPUTED, method == "post")}
+    for status in ALWAYS | {status for status, holds in possible.items() if holds}:
         operation["responses"][str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
-    if method == "post":
-        for status in COMPUTED:
-            operation["responses"][str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
 
 
 def error(kind: str, status: int) -> Schema:

@@ -8,7 +8,7 @@ The rooms of this file, and what passes through them:
     server    greenlets read whole requests from any number of clients, however slow     (gevent)
     web       a native thread runs the Flask view                                        (Flask)
     images    which decodes the upload into one float32 array                            (Pillow)
-    batching  one thread owns the model and takes whatever has queued while it was busy
+    batching  threads of its own compute the model on whatever has queued while they were busy
     model     OpenVINO on a CPU, Keras' own compiled function elsewhere
     settings  one table for the command line, the environment and the README
 """
@@ -244,7 +244,7 @@ def load_model() -> None:
     run(ones)
     if spec.image:
         settle(run([values.astype(spec.inputs[0].dtype)])[0])
-    model = Batcher(run, settings.max_batch, settings.queue_size)
+    model = Batcher(run, settings.max_batch, settings.queue_size, run.lanes)
     account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": settings.precision})
     account.WAITING.set_function(lambda: getattr(model, "waiting", 0))
 
@@ -342,7 +342,7 @@ def convert_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Batching: one thread owns the model and takes whatever has queued while it was busy
+# Batching: the model's own threads take whatever has queued while they were busy
 # ----------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +355,7 @@ class QueueFull(Exception):
 
 
 class ModelDied(Exception):
-    """The thread that owns the model has ended."""
+    """A thread that owns the model has ended."""
 
 
 class Job:
@@ -371,6 +371,20 @@ class Job:
         self.finished = threading.Event()
         self.ticket = TICKET.get()
         self.since = time.monotonic()
+        self.filling = threading.Lock()
+
+    def fill(self, rows: slice, outputs: list[np.ndarray]) -> None:
+        """Take the outputs for some of the rows, and finish with the last."""
+        with self.filling:
+            self.done += rows.stop - rows.start
+            if self.done == self.rows and not self.outputs:  # all at once
+                self.outputs = outputs
+            else:
+                self.outputs = self.outputs or [np.empty((self.rows, *o.shape[1:]), o.dtype) for o in outputs]
+                for whole, part in zip(self.outputs, outputs, strict=True):
+                    whole[rows] = part
+        if self.done == self.rows:
+            self.finish()
 
     def finish(self, error: Exception | None = None) -> None:
         """Wake the waiting request, with the first thing that went wrong if anything did."""
@@ -380,21 +394,26 @@ class Job:
 
 
 class Batcher:
-    """Stands where the tutorial's model stood: predict() from any thread, computed in batches by one thread.
+    """Stands where the tutorial's model stood: predict() from any thread, computed in batches by the model's own.
 
-    An idle batcher computes a lone row at once; while it is busy rows queue up and form the next batch.
+    They are as many as the model computes batches side by side, its lanes: on a GPU one. An idle one computes a lone
+    row at once; while all are busy rows queue up and form the next batches.
     """
 
-    def __init__(self, run: Callable[[list[np.ndarray]], list[np.ndarray]], max_batch: int, queue_size: int):
-        self.run, self.max_batch, self.queue_size = run, max_batch, queue_size
+    def __init__(
+        self, run: Callable[[list[np.ndarray]], list[np.ndarray]], max_batch: int, queue_size: int, lanes: int = 1
+    ):
+        self.run, self.queue_size, self.lanes = run, queue_size, lanes
+        self.max_batch = max(1, max_batch // lanes)  # of one lane
         self.jobs: deque[Job] = deque()
         self.waiting = 0  # rows
-        self.busy_since: float | None = None
+        self.busy: dict[int, float] = {}  # lanes that compute, since when
         self.dead = False
         self.on_death: Callable[[], None] = lambda: None
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self.loop, name="model", daemon=True)
-        self.thread.start()
+        self.threads = [threading.Thread(target=self.loop, args=[n], name="model", daemon=True) for n in range(lanes)]
+        for thread in self.threads:
+            thread.start()
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Return the model's first output for a batch of its only input, both with the batch as first axis."""
@@ -420,17 +439,19 @@ class Batcher:
             raise job.error
         return job.outputs
 
-    def loop(self) -> None:
+    def loop(self, lane: int) -> None:
         """Compute batch after batch, for as long as the process lives."""
         batch: list[tuple[Job, slice]] = []
         try:
             while True:
                 with self.changed:
-                    self.busy_since = None
+                    self.busy.pop(lane, None)
                     while not self.jobs:
                         self.changed.wait()
                     batch = self.take()
-                    self.busy_since = time.monotonic()
+                    self.busy[lane] = time.monotonic()
+                    if self.jobs:  # for the next idle lane
+                        self.changed.notify()
                 if batch:
                     self.work(batch)
         finally:  # no exception is expected here: the process is to end, but nobody is left waiting
@@ -441,13 +462,13 @@ class Batcher:
             self.on_death()
 
     def take(self) -> list[tuple[Job, slice]]:
-        """Take the next batch off the queue, at most max_batch rows of one kind.
+        """Take the next batch off the queue, at most max_batch rows of one kind, and no more than this lane's part.
 
         Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody.
         """
         batch: list[tuple[Job, slice]] = []
         others: list[Job] = []
-        room = self.max_batch
+        room = min(self.max_batch, -(-self.waiting // (self.lanes - len(self.busy))))  # idle lanes share, rounded up
         share = max(1, room // len(self.jobs))
         while self.jobs and room:
             job = self.jobs.popleft()
@@ -489,18 +510,9 @@ class Batcher:
         account.BATCH.observe(len(inputs[0]))
         first = 0
         for job, rows in batch:
-            count = rows.stop - rows.start
             account.QUEUED.observe(started - job.since)
-            if count == job.rows:
-                job.outputs = [o[first : first + count] for o in outputs]
-            else:
-                job.outputs = job.outputs or [np.empty((job.rows, *o.shape[1:]), o.dtype) for o in outputs]
-                for whole, part in zip(job.outputs, outputs, strict=True):
-                    whole[rows] = part[first : first + count]
-            first += count
-            job.done += count
-            if job.done == job.rows:
-                job.finish()
+            job.fill(rows, [output[first : first + rows.stop - rows.start] for output in outputs])
+            first += rows.stop - rows.start
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -647,12 +659,12 @@ def healthz() -> Any:
 @app.get("/readyz")
 def readyz() -> Any:
     """Readiness: a prediction would be taken."""
-    busy = getattr(model, "busy_since", None)
+    since = min(getattr(model, "busy", {}).copy().values(), default=time.monotonic())
     reasons = {
         "The server is shutting down.": draining.is_set(),
         "The model is not loaded yet.": model is None,
         "The model's thread has ended.": getattr(model, "dead", False),
-        "The model has been busy with one batch for too long.": busy and time.monotonic() - busy > settings.timeout,
+        "The model has been busy with one batch for too long.": time.monotonic() - since > settings.timeout,
     }
     for reason in (reason for reason, holds in reasons.items() if holds):
         flask.abort(503, reason)

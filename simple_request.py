@@ -41,7 +41,7 @@ IMAGE_EXTENSIONS = (
 )  # looked for in folders
 BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 503 with Retry-After
 LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
-SAME_FOR_ALL = {401, 403, 404, 405, 501}  # statuses about the key, the address or the model, not about one image
+SAME_FOR_ALL = {401, 403, 404, 405, 422}  # statuses about the key, the address or the model, not about one image
 
 Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], most probable first
 

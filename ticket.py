@@ -44,7 +44,7 @@ LINE = "method=%(method)s path=%(path)s status=%(status)s ms=%(ms)s images=%(ima
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
-    414: "too large", 415: "media type", 431: "too large", 499: "client left", 501: "bad request",
+    414: "too large", 415: "media type", 422: "bad request", 431: "too large", 499: "client left", 501: "bad request",
     503: "overload", 504: "too late",
 }  # fmt: skip
 

@@ -34,9 +34,9 @@ class Engine:
 class Bench:
     """A batcher on that engine, and threads that ask it."""
 
-    def __init__(self, max_batch: int = 4, queue_size: int = 200) -> None:
+    def __init__(self, max_batch: int = 4, queue_size: int = 200, lanes: int = 1) -> None:
         self.engine = Engine()
-        self.batcher = Batcher(self.engine, max_batch, queue_size)
+        self.batcher = Batcher(self.engine, max_batch, queue_size, lanes)
         self.threads = ThreadPoolExecutor(50)
 
     def ask(self, *rows: int, ticket: Ticket | None = None, width: int = 3) -> "Future[list[np.ndarray]]":
@@ -195,25 +195,48 @@ def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench
     bench.go()
     assert [type(answer.exception(20)) for answer in answers] == [ModelDied] * 3
     assert died.wait(20)
-    bench.batcher.thread.join(20)  # its exception is to be reported in this test and not in the next
+    bench.batcher.threads[0].join(20)  # its exception is to be reported in this test and not in the next
     assert bench.batcher.dead
     with pytest.raises(ModelDied):
         bench.batcher.predict(np.zeros((1, 3), np.float32))
 
 
 def test_it_says_since_when_it_is_busy(bench: Bench) -> None:
-    assert bench.batcher.busy_since is None
+    assert not bench.batcher.busy
     before = time.monotonic()
     answer = bench.busy(0)
-    assert bench.batcher.busy_since
-    assert before <= bench.batcher.busy_since <= time.monotonic()
+    assert before <= bench.batcher.busy[0] <= time.monotonic()
     bench.go()
     answer.result(20)
-    wait_until(lambda: bench.batcher.busy_since is None)
+    wait_until(lambda: not bench.batcher.busy)
 
 
-def test_many_threads_get_each_their_own_rows() -> None:
-    batcher = Batcher(lambda inputs: [inputs[0] + 1], max_batch=8, queue_size=10_000)
+def test_lanes_compute_side_by_side_and_share_what_waits() -> None:
+    bench = Bench(max_batch=8, lanes=2)
+    answers = [bench.busy(0), bench.busy(1)]  # each at once
+    answers += [bench.ask(2, 3, 4, 5, 6, 7), bench.ask(8, 9)]
+    assert sorted(bench.batcher.busy) == [0, 1]
+    assert bench.batcher.waiting == 8
+    bench.go()
+    assert [answer.result(20)[1].tolist() for answer in answers] == [[0], [3], [6, 9, 12, 15, 18, 21], [24, 27]]
+    assert max(map(len, bench.engine.batches)) <= 4  # together at most max_batch
+    bench.threads.shutdown()
+
+
+def test_idle_lanes_share_one_request() -> None:
+    bench = Bench(max_batch=8, lanes=2)
+    answer = bench.ask(1, 2, 3, 4, 5)
+    for _ in range(2):
+        assert bench.engine.entered.acquire(timeout=20)
+    assert sorted(map(len, bench.engine.batches)) == [2, 3]
+    bench.go()
+    assert answer.result(20)[0].tolist() == doubled(1, 2, 3, 4, 5)
+    bench.threads.shutdown()
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_many_threads_get_each_their_own_rows(lanes: int) -> None:
+    batcher = Batcher(lambda inputs: [inputs[0] + 1], max_batch=8, queue_size=10_000, lanes=lanes)
     random = np.random.default_rng(0)
     batches = [random.normal(size=(int(n), 2)) for n in random.integers(1, 30, 300)]
     with ThreadPoolExecutor(32) as threads:

@@ -616,10 +616,10 @@ def test_explain_follows_a_path_in_front(server: Server) -> None:
 
 
 def test_explain_says_why_there_is_no_overlay(server: Server) -> None:
-    server.answer = lambda request: as_json(501, {"success": False, "error": "It has no features."})
+    server.answer = lambda request: as_json(422, {"success": False, "error": "It has no features."})
     with pytest.raises(PredictionError, match=r"^It has no features\.$") as caught:
         explain(b"beagle", server.url)
-    assert (caught.value.status, caught.value.for_all) == (501, True)
+    assert (caught.value.status, caught.value.for_all) == (422, True)
     server.answer = lambda request: (200, {"Content-Type": "text/html"}, b"<h1>Hello</h1>")
     with pytest.raises(PredictionError, match="answered 200 with something that is no heat map"):
         explain(b"beagle", server.url)
@@ -672,7 +672,7 @@ def test_a_missing_overlay_fails_its_image_only(server: Server, tmp_path: Path) 
 def test_a_model_without_explanations_is_said_once(server: Server, folder: Path, tmp_path: Path) -> None:
     def answer(request: Request) -> Answer:
         if request.path == "/explain":
-            return as_json(501, {"success": False, "error": "It has no features."})
+            return as_json(422, {"success": False, "error": "It has no features."})
         return see_text(request)
 
     server.answer = answer

@@ -282,7 +282,7 @@ def test_a_model_without_convolutions_is_refused(keras: Any, serve: Callable[...
     layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(4, activation="softmax")]
     client = serve(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
     answer = ask(client, encode(Image.new("RGB", (9, 9))))
-    assert (answer.status_code, answer.json["success"]) == (501, False)
+    assert (answer.status_code, answer.json["success"]) == (422, False)
     assert "no convolutional features" in answer.json["error"]
     assert ask(client, encode(Image.new("RGB", (9, 9)))).json == answer.json  # and again, without another try
 
@@ -297,13 +297,13 @@ def test_a_model_from_nowhere_is_refused(client: FlaskClient, monkeypatch: pytes
     monkeypatch.setattr(server, "source", None)
     monkeypatch.setattr(server, "spec", Spec())
     answer = ask(client, dog)
-    assert (answer.status_code, "cannot be loaded" in answer.json["error"]) == (501, True)
+    assert (answer.status_code, "cannot be loaded" in answer.json["error"]) == (422, True)
 
 
 def test_channels_first_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, dog: bytes) -> None:
     monkeypatch.setattr(server, "spec", Spec(inputs=[Tensor("image", [3, 224, 224], "float32")]))
     answer = ask(client, dog)
-    assert (answer.status_code, "channels last" in answer.json["error"]) == (501, True)
+    assert (answer.status_code, "channels last" in answer.json["error"]) == (422, True)
 
 
 # POST /explain

@@ -262,7 +262,7 @@ def test_a_body_that_comes_too_late_is_answered_408() -> None:
 def test_readiness_follows_the_model(fake: FakeServer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fake.ask(request("/readyz")).json["status"] == "ready"
     assert fake.ask(request("/healthz")).status == 200
-    for attribute, value in (("dead", True), ("busy_since", time.monotonic() - server.settings.timeout - 1)):
+    for attribute, value in (("dead", True), ("busy", {0: time.monotonic() - server.settings.timeout - 1})):
         with monkeypatch.context() as patch:
             patch.setattr(server.model, attribute, value, raising=False)
             answer = client.get("/readyz")

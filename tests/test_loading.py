@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +97,23 @@ def test_batches_of_every_size_answer_alike(setting: Setter, cache: str) -> None
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_rows_computed_side_by_side_come_back_in_order(threads: int) -> None:
+def test_as_many_batches_as_the_engine_has_lanes_are_computed_side_by_side(threads: int) -> None:
     import tiny_models
 
     engine = engines.OpenVINOEngine(engines.convert(tiny_models.many()), "float32", threads, max_batch=8)
-    for rows in [*range(1, 10), 2, 1]:
+    assert engine.lanes == threads
+
+    def compute(rows: int) -> None:
         inputs = [np.arange(rows, dtype=np.float32)[:, np.newaxis] + number for number in range(12)]
         outputs = engine(inputs)
-        kept = [output.copy() for output in outputs]
+        engine([np.zeros((rows, 1), np.float32)] * 12)  # the answers given before stay
         with pytest.raises(RuntimeError):
             engine([np.zeros((rows, 2), np.float32)] * 12)
-        engine([np.zeros((rows, 1), np.float32)] * 12)  # the answers given before stay
-        for number, values in enumerate(zip(inputs, outputs, kept, strict=True)):
-            for output in values[1:]:
-                np.testing.assert_allclose(output, values[0] * (number + 1))
+        for number, (array, output) in enumerate(zip(inputs, outputs, strict=True)):
+            np.testing.assert_allclose(output, array * (number + 1))
+
+    with ThreadPoolExecutor(threads) as callers:
+        assert len([*callers.map(compute, [1, 2, 3, 8, 1] * 20)]) == 100
 
 
 def test_answers_outlive_the_keras_model(setting: Setter) -> None:

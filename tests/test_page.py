@@ -319,7 +319,7 @@ def test_the_strength_of_the_heat_map(visit: Visit, site: str) -> None:
 
 def test_what_cannot_be_explained_says_so(visit: Visit, site: str) -> None:
     page = visit(site, errors=True)
-    page.route("**/explain*", answer(501, {"success": False, "error": "It has no convolutional features."}))
+    page.route("**/explain*", answer(422, {"success": False, "error": "It has no convolutional features."}))
     card = classified(page)
     card.locator(".rows button").first.click()
     expect(card.locator(".why")).to_have_text("It has no convolutional features.")
