@@ -10,7 +10,6 @@ with the thread that predicts but the processors.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import io
@@ -22,7 +21,7 @@ from typing import Any
 
 import flask
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ticket import TICKET
 
@@ -302,16 +301,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 def upright(server: Any, data: bytes) -> Image.Image:
     """Return the upload as RGB, turned as prepare_image turns it, of at most SIDE pixels a side. Raises ImageError."""
-    image = server.open_image(data)
-    try:
-        image.draft("RGB", (SIDE, SIDE))
-        image.load()
-        with contextlib.suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        image = server.convert_mode(image, "RGB")
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever damaged pixels trip over
-        raise server.ImageError("The image is damaged or cut off: it cannot be decoded.") from None
+    image = server.decode_pixels(server.open_image(data), SIDE, "RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return image
 
 
@@ -334,7 +325,7 @@ def blueprint(server: Any) -> flask.Blueprint:
         data = uploads[0][1]
         try:
             picture = server.decode(data)
-            row = probabilities(server, server.model.predict(picture))[0]
+            row = server.probabilities(server.model.predict(picture))[0]
             label = choose(server, row, flask.request.args.get("label"))
             heat = explainer.heat(picture, label)
             accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
@@ -345,35 +336,18 @@ def blueprint(server: Any) -> flask.Blueprint:
             flask.abort(400, str(error))
         except Unexplainable as error:
             flask.abort(422, str(error))
-        answer = {"success": True, "model": server.spec.name, "label": names(server, len(row))[label]}
+        answer = {"success": True, "model": server.spec.name, "label": server.class_names(len(row))[label]}
         answer |= {"probability": float(row[label]), "map": np.round(heat.astype(float), 6).tolist()}
         return answer | {"width": width, "height": height}, {"Vary": "Accept"}
 
     return routes
 
 
-def probabilities(server: Any, preds: np.ndarray) -> np.ndarray:
-    """Return the probabilities, shape (n, classes), that decode_predictions reads out of the model's output."""
-    preds = np.asarray(preds, np.float32)
-    if server.spec.activation == "softmax":
-        exponentials = np.exp(preds - preds.max(-1, keepdims=True))
-        preds = exponentials / exponentials.sum(-1, keepdims=True)
-    elif server.spec.activation == "sigmoid":
-        preds = 1 / (1 + np.exp(-preds.clip(-60, 60)))
-    return np.concatenate([1 - preds, preds], -1) if preds.shape[-1] == 1 else preds
-
-
-def names(server: Any, classes: int) -> list[str]:
-    """Return the labels as /predict spells them."""
-    labels = server.spec.labels
-    return labels if len(labels) == classes else [str(i) for i in range(classes)]
-
-
 def choose(server: Any, row: np.ndarray, wanted: str | None) -> int:
     """Return the class that a request asks for by its label or number, or else the most probable one."""
     if wanted is None:
         return int(row.argmax())
-    labels = names(server, len(row))
+    labels = server.class_names(len(row))
     same = [i for i, label in enumerate(labels) if label == wanted]
     if same:  # ImageNet has two cranes: the one that /predict shows first is meant
         return max(same, key=lambda i: row[i])

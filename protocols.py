@@ -24,7 +24,6 @@ import flask
 import numpy as np
 from werkzeug.routing import BaseConverter
 
-import explain
 import openapi
 import ticket as account
 from tensors import (
@@ -365,7 +364,7 @@ def classify(output: np.ndarray, wanted: Wanted) -> np.ndarray:
     """Return the highest values of each row as Triton spells them, "value:index:label", or without a label."""
     values = output.reshape(len(output), -1)
     if server.spec.image and wanted.number == 0:
-        values = explain.probabilities(server, values)
+        values = server.probabilities(values)
     labels = [f":{label}" for label in server.spec.labels]
     labels = labels if len(labels) == values.shape[1] else [""] * values.shape[1]
     order = np.argsort(-values.astype(float), axis=1, kind="stable")[:, : wanted.classes]

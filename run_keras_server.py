@@ -20,7 +20,6 @@ import contextlib
 import hmac
 import io
 import logging
-import os
 import re
 import signal
 import socket
@@ -29,7 +28,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +56,7 @@ from loading import (
     preprocess_of,
     read_labels,
 )
+from options import Setting, number, one_of, parser_of, switch
 from ticket import TICKET, JsonFormatter, Ticket
 
 log = logging.getLogger("keras_server")
@@ -66,58 +65,6 @@ log = logging.getLogger("keras_server")
 # ----------------------------------------------------------------------------------------------------------
 # Settings: one table drives the command line, the environment and the README's list
 # ----------------------------------------------------------------------------------------------------------
-
-
-def one_of(*names: str) -> Callable[[str], str]:
-    """Return a converter that takes one of `names` and nothing else."""
-
-    def convert(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
-        return text
-
-    return convert
-
-
-def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
-    """Return a converter to `kind` (int or float) that takes `least` to `most`."""
-
-    def convert(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if least <= kind(text) <= most:
-                return kind(text)
-        whole = "whole " if kind is int else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number from {least:g} to {most:g}")
-
-    return convert
-
-
-def switch(text: str) -> bool:
-    """Read on, true, yes, 1 and their opposites."""
-    if text.lower() not in {"1", "on", "true", "yes", "0", "off", "false", "no"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
-    return text.lower() in {"1", "on", "true", "yes"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table. --name and KERAS_SERVER_NAME set it; `read` turns their text into the value."""
-
-    name: str
-    default: Any
-    help: str
-    read: Callable[[str], Any] = str
-    metavar: str | None = None
-
-    @property
-    def option(self) -> str:
-        """The command line's spelling."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment's spelling."""
-        return "KERAS_SERVER_" + self.name.upper()
 
 
 COUNT = number(int, 1, 100_000)
@@ -162,40 +109,12 @@ SETTINGS = (
 # fmt: on
 
 
-def shown_default(setting: Setting) -> str:
-    """Return a default as help and README show it."""
-    return "off" if setting.default is False else str(setting.default) if setting.default != () else ""
-
-
 def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
     """Return the settings, the command line before the environment before the defaults.
 
     Exits with status 2 and a sentence where one cannot be read.
     """
-    parser = argparse.ArgumentParser(
-        description="Serve a Keras model as a REST API: POST an image to /predict, get its labels as JSON.",
-        epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
-    )
-    for setting in SETTINGS:
-        value, more = setting.default, dict[str, Any]()
-        if given := os.environ.get(setting.variable):
-            try:
-                value = setting.read(given)
-            except argparse.ArgumentTypeError as error:
-                parser.error(f"{setting.variable}: {error}")
-        if isinstance(setting.default, tuple):  # may be repeated
-            value, more = [part.strip() for part in given.split(",")] if given else [], {"action": "append"}
-        elif isinstance(setting.default, bool):  # --unsafe-model alone is on
-            more = {"nargs": "?", "const": True}
-        default = shown_default(setting)
-        parser.add_argument(
-            setting.option,
-            default=value,
-            type=setting.read,
-            help=setting.help + (f" (default: {default})" if default else ""),
-            metavar=setting.metavar or setting.name.rpartition("_")[2].upper(),
-            **more,
-        )
+    parser = parser_of(SETTINGS)
     found = parser.parse_args(arguments)
     if found.api_key_file:
         try:
@@ -308,15 +227,9 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     """
     order, mean, deviation = PREPROCESS[spec.preprocess]
     channels = spec.image[2] if spec.image else 3
-    try:
-        # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
-        image.draft("RGB", (2 * max(target), 2 * max(target)))
-        image.load()
-        with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        small = convert_mode(image, MODES[channels]).resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    except Exception:  # noqa: BLE001 - as in open_image
-        raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
+    # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
+    upright = decode_pixels(image, 2 * max(target), MODES[channels])
+    small = upright.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
     # As rows of width x channels, in which numpy computes several times faster than in triples.
     pixels = np.frombuffer(small.tobytes("raw", order if channels == 3 else small.mode), np.uint8)
     rows = pixels.reshape(target[1], -1).astype(np.float32)
@@ -324,6 +237,21 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
         rows -= np.tile(np.array(mean[:channels], np.float32), target[0])
         rows /= np.tile(np.array(deviation[:channels], np.float32), target[0])
     return rows.reshape(1, target[1], target[0], channels)
+
+
+def decode_pixels(image: Image.Image, side: int, mode: str) -> Image.Image:
+    """Return the opened image in `mode`, upright, of its full size or, from a JPEG, at least `side` pixels a side.
+
+    Raises ImageError.
+    """
+    try:
+        image.draft("RGB", (side, side))
+        image.load()
+        with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        return convert_mode(image, mode)
+    except Exception:  # noqa: BLE001 - as in open_image
+        raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
 
 
 def convert_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -587,21 +515,31 @@ def decode(data: bytes) -> np.ndarray:
 
 def decode_predictions(preds: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
     """Return for each row of the model's output, shape (n, classes), its `top` most probable labels, best first."""
+    preds = probabilities(preds)
+    labels = class_names(preds.shape[-1])
+    return [
+        [{"label": labels[i], "probability": float(row[i])} for i in np.argsort(-row, kind="stable")[:top]]
+        for row in preds
+    ]
+
+
+def probabilities(preds: np.ndarray) -> np.ndarray:
+    """Return the probabilities, float32, shape (n, classes), in the model's output, shape (n, classes or 1)."""
     preds = np.asarray(preds, np.float32)
     if not np.isfinite(preds).all():
         raise ValueError(f"{spec.name} answered with numbers that are not finite")
     if spec.activation == "softmax":
-        exponentials = np.exp(preds - preds.max(-1, keepdims=True))
+        with np.errstate(over="ignore"):  # the least probable of huge logits
+            exponentials = np.exp(preds - preds.max(-1, keepdims=True))
         preds = exponentials / exponentials.sum(-1, keepdims=True)
     elif spec.activation == "sigmoid":
         preds = 1 / (1 + np.exp(-preds.clip(-60, 60)))
-    if preds.shape[-1] == 1:  # how probable the second of two classes is
-        preds = np.concatenate([1 - preds, preds], -1)
-    labels = spec.labels if len(spec.labels) == preds.shape[-1] else range(preds.shape[-1])
-    return [
-        [{"label": str(labels[i]), "probability": float(row[i])} for i in np.argsort(-row, kind="stable")[:top]]
-        for row in preds
-    ]
+    return np.concatenate([1 - preds, preds], -1) if preds.shape[-1] == 1 else preds  # the second of two classes
+
+
+def class_names(count: int) -> list[str]:
+    """Return the labels of the model's classes, which are their numbers where it has none."""
+    return spec.labels if len(spec.labels) == count else [str(i) for i in range(count)]
 
 
 def read_top() -> int:
@@ -793,8 +731,8 @@ def serve(listener: Any) -> int:
     front = Front(listener, app, limits, draining)
     front.start()
     model.on_death = front.die
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, front.stop_softly)
+    for which in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(which, front.stop_softly)
     host, port = listener.getsockname()[:2]
     host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     print(f" * Serving {spec.name} with {spec.engine} in {settings.precision} on http://{host}:{port}")

@@ -282,7 +282,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--explain", metavar="OUT", help="also save in the folder OUT where each image speaks for its best label")
     add("--workers", type=int, default=4, metavar="N", help="how many images at a time (%(default)s)")
     key_help = "sent as a bearer token; better set KERAS_SERVER_API_KEY, which other users cannot see"
-    add("--api-key", default=os.environ.get("KERAS_SERVER_API_KEY"), metavar="KEY", help=key_help)
+    key = os.environ.get("KERAS_SERVER_API_KEY", "").partition(",")[0]  # the server takes several, with commas
+    add("--api-key", default=key, metavar="KEY", help=key_help)
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait (%(default)g)")
     arguments = parser.parse_args(argv)
     numbers = (arguments.workers, arguments.timeout, 1 if arguments.top is None else arguments.top)

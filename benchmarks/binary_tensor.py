@@ -23,9 +23,8 @@ import numpy as np
 from bench import ROOT, command_of, environment_of, make_weights, weights_of
 from report import MODEL_TITLES
 from servers import Server, free_port, make_picture
-from soak import RESULTS, machine
+from soak import machine, write
 
-BEGIN, END = "<!-- tensors:begin -->", "<!-- tensors:end -->"
 SHAPE = (8, 224, 224, 3)
 GOAL = 1.3  # times the engine alone
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -107,15 +106,6 @@ def line_of(model: str, found: dict[str, list[float]]) -> tuple[str, float]:
     return f"| {' | '.join(map(str, cells))} |", ours / engine
 
 
-def write(section: str) -> None:
-    """Put the section between its markers in RESULTS.md."""
-    text = RESULTS.read_text("utf-8")
-    if BEGIN not in text:
-        text += f"\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    RESULTS.write_text(f"{before}{BEGIN}\n{section}\n{END}{rest.partition(END)[2]}", "utf-8")
-
-
 def main() -> int:
     """Measure both models, and write the section. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure what a binary tensor costs beside the engine alone.")
@@ -139,7 +129,7 @@ def main() -> int:
     ]
     print("\n".join(lines))
     if not options.quick:
-        write("\n".join(lines))
+        write("\n".join(lines), "tensors")
     return 0 if all(ratio < GOAL for _, ratio in found.values()) else 1
 
 

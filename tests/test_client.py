@@ -364,7 +364,7 @@ def test_the_key_wins_over_netrc(server: Server, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_key_comes_from_the_environment_and_the_option_wins(server: Server, folder: Path) -> None:
-    environment = os.environ | {"KERAS_SERVER_API_KEY": "from-env\n"}
+    environment = os.environ | {"KERAS_SERVER_API_KEY": "from-env\n,the server's other key"}
     command = (folder / "a.jpg", "--url", server.url)
     assert run(*command, env=environment).returncode == 0
     assert run(*command, "--api-key", "from-option", env=environment).returncode == 0

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import engines
 import run_keras_server as server
+from options import shown_default
 from run_keras_server import SETTINGS, read_settings
 
 BAD = [
@@ -122,7 +123,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_readme_lists_the_table() -> None:
     """The README's table of options is the settings', row by row."""
     rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*?) \|$", (ROOT / "README.md").read_text(), re.M)
-    assert rows == [(s.option, server.shown_default(s), s.help) for s in SETTINGS]
+    assert rows == [(s.option, shown_default(s), s.help) for s in SETTINGS]
 
 
 @pytest.mark.parametrize(
