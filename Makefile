@@ -14,7 +14,7 @@ serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
 test: .venv/dev .venv-clients/done $(AXE)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -679,6 +679,7 @@ def failure(error: Exception) -> flask.Response:
             sentence = f"{request.path} does not take {request.method}: it takes {dict(headers)['Allow']}."
         elif status == 413 and (request.content_length or 0) <= body_limit():
             sentence = "The form has too many fields, or too long ones: send the images as 'image' and nothing else."
+            status = 400
         elif status == 413:
             sentence = TOO_LARGE.format(settings.max_upload_mb)
     elif isinstance(error, QueueFull):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,12 +33,21 @@ def url_of(cache: str) -> Iterator[Callable[[str], str]]:
                 open_engine(Source(str(tiny_models.file_of(name))), server.settings)
             # With few rows at most, the requests that schemathesis makes up stay small, and so do its time and memory.
             options = ("--queue-size", "4", "--cache-dir", cache, "--drain-seconds", "0")
-            running[name] = Process("--model", str(tiny_models.file_of(name)), *options)
-        return running[name].url or running[name].wait_until_ready().url
+            running[name] = Process("--model", str(tiny_models.file_of(name)), *options).wait_until_ready()
+            threading.Thread(target=read_away, args=[running[name]], daemon=True).start()
+        return running[name].url
 
     yield url
     for process in running.values():
-        process.stop()
+        process.popen.terminate()
+        process.popen.wait(60)
+
+
+def read_away(process: Process) -> None:
+    """Read a server's log, which nobody else does: it would stop once the pipe is full."""
+    assert process.popen.stdout
+    with process.popen.stdout as output:
+        output.read()
 
 
 def run(*command: str | Path) -> str:
