@@ -56,12 +56,21 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------- the image
 
 
-def test_the_dockerfile_has_no_faults_that_its_linter_knows() -> None:
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "deploy/ray.Dockerfile"])
+def test_the_dockerfiles_have_no_faults_that_their_linter_knows(dockerfile: str) -> None:
     linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if not linter:
         pytest.skip("hadolint is not installed")
-    done = subprocess.run([linter, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([linter, dockerfile], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_ray_image_has_the_ray_and_the_path_of_its_manifest() -> None:
+    image = instructions((ROOT / "deploy" / "ray.Dockerfile").read_text("utf-8"))
+    cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
+    assert arguments(image, "FROM") == [f"rayproject/ray:{cluster['rayVersion']}-py312-cpu"]
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert arguments(image, "ENV") == [f"PYTHONPATH={variables(head)['PYTHONPATH']}"]
 
 
 def test_the_last_stage_is_slim_installs_nothing_and_is_not_root() -> None:
