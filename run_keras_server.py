@@ -86,7 +86,7 @@ SETTINGS = (
             one_of("float32", "bfloat16")),
     Setting("max_batch", 8, "most images that the model computes at once", COUNT, "N"),
     Setting("decode_threads", 0, "most images that are decoded at once; 0: one a processor", THREADS, "N"),
-    Setting("engine_threads", 0, "threads that compute one batch; 0: one a processor", THREADS, "N"),
+    Setting("engine_threads", 0, "threads that the model computes with; 0: one a processor", THREADS, "N"),
     Setting("cache_dir", "~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
             metavar="FOLDER"),
     Setting("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
