@@ -68,6 +68,12 @@ def error_body(path: str, sentence: str) -> bytes:
     return json.dumps({"error": sentence} if foreign else {"success": False, "error": sentence}).encode() + b"\n"
 
 
+def error_headers(ticket: Ticket, status: int) -> list[tuple[str, str]]:
+    """Return the headers of an error that the app does not know of."""
+    headers = [("Content-Type", "application/json"), ("X-Request-ID", ticket.id), ("X-Content-Type-Options", "nosniff")]
+    return headers + ([("Retry-After", "1")] if status == 503 else [])
+
+
 @functools.lru_cache(1)
 def date(seconds: int) -> str:
     """Return a time as HTTP writes it."""
@@ -83,7 +89,6 @@ class Limits:
     requests: int  # that have arrived and are not answered
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
-    headers: tuple[tuple[str, str], ...] = ()  # that the answers have which the app does not know of, besides their own
 
 
 class Refusal(Exception):
@@ -322,11 +327,8 @@ class Handler(WSGIHandler):
         ticket.describe(self.environ or {"REQUEST_METHOD": self.command, "PATH_INFO": path})
         ticket.size = self.size
         ticket.close(status)
-        headers = [("Content-Type", "application/json"), ("X-Request-ID", ticket.id)]
-        headers += [("X-Content-Type-Options", "nosniff"), *self.server.limits.headers]
-        headers += [("Retry-After", "1")] if status == 503 else []
         phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase  # nginx's number
-        return f"{status} {phrase}", headers, error_body(ticket.path, sentence)
+        return f"{status} {phrase}", error_headers(ticket, status), error_body(ticket.path, sentence)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that cannot be read to its end."""

@@ -37,7 +37,7 @@ from starlette.middleware import Middleware
 
 import run_keras_server as server
 from engines import processors
-from front import OVERLOADED, TOO_LARGE, TOO_LATE, error_body
+from front import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, error_headers
 from ticket import Ticket
 
 log = logging.getLogger("keras_server")
@@ -155,9 +155,8 @@ def refusal(scope: Message, status: int, sentence: str) -> list[Message]:
     """Return the messages of an answer that the app does not know of, in the shape of its own."""
     scope["ticket"].close(status)
     body = error_body(scope["path"], sentence)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"x-request-id", scope["ticket"].id.encode()), (b"x-content-type-options", b"nosniff")]
-    headers += [(b"retry-after", b"1")] if status == 503 else []
+    headers = [(name.lower().encode(), value.encode()) for name, value in error_headers(scope["ticket"], status)]
+    headers.append((b"content-length", str(len(body)).encode()))
     return [
         {"type": "http.response.start", "status": status, "headers": headers},
         {"type": "http.response.body", "body": body},
