@@ -23,8 +23,6 @@ import flask
 import numpy as np
 from PIL import Image
 
-from ticket import TICKET
-
 log = logging.getLogger("keras_server")
 
 SIDE = 1024  # most pixels of an overlay's longer side
@@ -359,11 +357,8 @@ def choose(server: Any, row: np.ndarray, wanted: str | None) -> int:
 
 
 def draw(server: Any, data: bytes, heat: np.ndarray) -> bytes:
-    """Return the PNG of an upload under its map. Raises ImageError, or Overdue where nobody waits any more."""
-    ticket = TICKET.get()
-    with server.decoding:
-        if ticket and ticket.over:
-            raise server.Overdue
+    """Return the PNG of an upload under its map. Raises ImageError, or Overdue."""
+    with server.decoder():
         picture = overlay(upright(server, data), heat)
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)  # more takes its time, and photos hardly get smaller

@@ -101,7 +101,7 @@ def read_request() -> tuple[dict[str, Any], memoryview]:
         raise TensorError(f"{JSON_LENGTH} is the size of the JSON, of {len(body)} bytes in all: {short(length)} came.")
     end = int(length)
     try:
-        with server.decoding:  # few at a time, for lists take many times the memory of their text
+        with server.decoder():  # few at a time, for lists take many times the memory of their text
             found = json.loads(body[:end], parse_constant=refuse_constant)
     except RecursionError:
         raise TensorError("The JSON is nested too deeply.") from None

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,10 @@ def load_model() -> None:
         source = Source("bundled")
         run, spec = open_engine(source, settings)
     # A lone row warms up, of ones, which are valid tokens, too; noise shows whether the outputs are probabilities.
-    values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
     ones = [np.ones((1, *(d or 8 for d in t.shape)), t.dtype) for t in spec.inputs]
     run(ones)
     if spec.image:
+        values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
         settle(run([values.astype(spec.inputs[0].dtype)])[0])
     model = Batcher(run, settings.max_batch, settings.queue_size, run.lanes)
     account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": settings.precision})
@@ -501,12 +501,18 @@ def predict() -> Any:
     return {"success": True, "model": spec.name, "results": answers}
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode and prepare one upload, few at a time. Raises ImageError, or Overdue where nobody waits any more."""
-    ticket = TICKET.get()
-    with decoding, account.DECODING.time():
-        if ticket and ticket.over:
+@contextlib.contextmanager
+def decoder() -> Iterator[None]:
+    """Wait for one of the few turns to decode. Raises Overdue where nobody waits for the answer any more."""
+    with decoding:
+        if (ticket := TICKET.get()) and ticket.over:
             raise Overdue
+        yield
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode and prepare one upload. Raises ImageError, or Overdue."""
+    with decoder(), account.DECODING.time():
         prepared = prepare_image(open_image(data), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))
