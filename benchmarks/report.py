@@ -6,13 +6,13 @@ python benchmarks/report.py benchmarks/results.json benchmarks/RESULTS.md
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {
     "tutorial": "the tutorial's",
     "ours-float32": "this one, float32",
@@ -253,14 +253,26 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
 
+def put(target: Path, marker: str, text: str, new: Literal["first", "last"] | None = None) -> None:
+    """Rewrite the section between two markers of a file, and leave all else byte for byte.
+
+    `new` is where a section goes that the file does not have yet.
+    """
+    old = target.read_bytes().decode() if target.exists() else ""
+    if new and f"<!-- {marker}:begin -->" not in old:
+        empty = f"<!-- {marker}:begin --><!-- {marker}:end -->\n"
+        old = "\n".join(part for part in ([empty, old] if new == "first" else [old, empty]) if part)
+    # MARKER:begin and MARKER:end, or MARKER and /MARKER
+    pattern = rf"(<!-- {marker}(?::begin)? -->).*?(<!-- (?:{marker}:end|/{marker}) -->)"
+    found, count = re.subn(pattern, lambda match: f"{match[1]}\n{text}\n{match[2]}", old, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"error: {target} has not exactly one section {marker}")
+    target.write_bytes(found.encode())
+
+
 def write(results: dict[str, Any], target: Path) -> None:
-    """Write the report between its marks, and leave what else stands in the file."""
-    text = target.read_text() if target.exists() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        text = f"{BEGIN}\n{END}\n\n{text}"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    target.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}")
+    """Write the report into its section."""
+    put(target, "bench", render(results), new="first")
 
 
 if __name__ == "__main__":

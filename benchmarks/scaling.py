@@ -12,7 +12,6 @@ import datetime
 import math
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from report import put
 from servers import HERE, Picture, Server, StartError, free_port, load, make_picture
 
 ROOT = HERE.parent
@@ -202,15 +202,6 @@ def plan(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def put(text: str, marker: str, content: str) -> str:
-    """Return the document with new content between two markers."""
-    pattern = rf"(<!-- {marker} -->\n).*?(\n<!-- /{marker} -->)"
-    found, count = re.subn(pattern, lambda match: match[1] + content + match[2], text, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"error: {DOCUMENT} has not exactly one part {marker}")
-    return found
-
-
 def main() -> int:
     """Measure, print, and rewrite the document. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure the service on Ray and rewrite docs/scaling.md.")
@@ -240,8 +231,8 @@ def main() -> int:
     measured, computed = tables(rows, options.rounds, busy), plan(rows)
     print(f"\n{measured}\n\n{computed}")
     if not options.dry:
-        text = DOCUMENT.read_text("utf-8")
-        DOCUMENT.write_text(put(put(text, "measured", measured), "plan", computed), "utf-8")
+        put(DOCUMENT, "measured", measured)
+        put(DOCUMENT, "plan", computed)
     return 0
 
 

@@ -33,11 +33,10 @@ import gevent
 import gevent.socket
 from bench import make_weights, weights_of
 from PIL import Image
-from report import MODEL_TITLES
+from report import MODEL_TITLES, put
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS = HERE / "RESULTS.md"
 POOL = 600  # connections of the open loop: more than can wait for an answer
 
 
@@ -469,15 +468,6 @@ def machine() -> str:
     )
 
 
-def write(section: str, mark: str) -> None:
-    """Put a section between its markers in RESULTS.md."""
-    text, begin, end = RESULTS.read_text("utf-8"), f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    if begin not in text:
-        text += f"\n{begin}\n{end}\n"
-    before, _, rest = text.partition(begin)
-    RESULTS.write_text(f"{before}{begin}\n{section}\n{end}{rest.partition(end)[2]}", "utf-8")
-
-
 def main() -> int:
     """Measure, and write the section. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure how the server bears overload, slow clients and restarts.")
@@ -499,7 +489,7 @@ def main() -> int:
         f"same machine: {machine()}."
     )
     if not options.quick and options.only == ",".join(PARTS):
-        write("\n".join(["## Soak", "", intro, "", *report.lines]), "soak")
+        put(HERE / "RESULTS.md", "soak", "\n".join(["## Soak", "", intro, "", *report.lines]), new="last")
     return 0 if report.kept else 1
 
 
