@@ -20,10 +20,9 @@ from statistics import median, quantiles
 from typing import Any, cast
 
 import numpy as np
-from bench import ROOT, command_of, environment_of, make_weights, weights_of
+from bench import ROOT, command_of, describe_machine, environment_of, make_weights, weights_of
 from report import MODEL_TITLES, put
 from servers import HERE, Server, free_port, make_picture
-from soak import machine
 
 SHAPE = (8, 224, 224, 3)
 GOAL = 1.3  # times the engine alone
@@ -120,8 +119,8 @@ def main() -> int:
     lines = [
         "## A binary tensor of 8x224x224x3 float32",
         "",
-        f"From one client through the Open Inference Protocol and, in turn with it, the engine alone: {machine()}. "
-        "The promise is less than 1.3 times the engine alone.",
+        "From one client through the Open Inference Protocol and, in turn with it, the engine alone: "
+        f"{describe_machine()}. The promise is less than 1.3 times the engine alone.",
         "",
         "| model | pairs | engine alone, ms | over HTTP, ms | difference | ratio | ratios of pairs (p10, p90) | kept |",
         "|---|---:|---:|---:|---:|---:|---|---|",

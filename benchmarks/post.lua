@@ -1,5 +1,5 @@
--- Posts one multipart body again and again, and prints what came of it as one line of JSON.
-local file = assert(io.open(os.getenv("BENCH_FORM"), "rb"))
+-- Posts one body again and again, and prints what came of it as one line of JSON.
+local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
 wrk.headers["Content-Type"] = os.getenv("BENCH_CONTENT_TYPE")

@@ -19,7 +19,6 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT = 180  # seconds; Ray takes half a minute on two busy cores
 BOUNDARY = "a-boundary-that-no-picture-contains"
-CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 class StartError(Exception):
@@ -33,20 +32,22 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG file, and the request body that uploads it."""
+    """A JPEG file, and the request that uploads it."""
 
     path: Path
-    form: Path
+    body: Path
+    content_type: str
 
 
 def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
     """Write dog.jpg in another size, plainly and as a form."""
-    picture = Picture(folder / f"{name}.jpg", folder / f"{name}.form")
+    content_type = f"multipart/form-data; boundary={BOUNDARY}"
+    picture = Picture(folder / f"{name}.jpg", folder / f"{name}.form", content_type)
     with Image.open(HERE.parent / "dog.jpg") as image:
         image.convert("RGB").resize(size).save(picture.path, "JPEG", quality=90)
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="dog.jpg"\r\n'
     head += "Content-Type: image/jpeg\r\n\r\n"
-    picture.form.write_bytes(head.encode() + picture.path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode())
+    picture.body.write_bytes(head.encode() + picture.path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode())
     return picture
 
 
@@ -54,7 +55,7 @@ def load(port: int, picture: Picture, clients: int, seconds: float) -> dict[str,
     """Post the picture from a number of clients, each again as soon as it has its answer; return what wrk counted."""
     command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={seconds:.0f}s", "--timeout=30s"]
     command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}/predict"]
-    environment = os.environ | {"BENCH_FORM": str(picture.form), "BENCH_CONTENT_TYPE": CONTENT_TYPE}
+    environment = os.environ | {"BENCH_BODY": str(picture.body), "BENCH_CONTENT_TYPE": picture.content_type}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {
@@ -141,11 +142,11 @@ class Server:
         fields = [text.rpartition(")")[2].split() for _, text in self._each("stat", self.pids())]
         return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
-    def post(self, body: bytes) -> tuple[int, bytes]:
+    def post(self, body: bytes, content_type: str) -> tuple[int, bytes]:
         """Send one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("POST", "/predict", body, {"Content-Type": CONTENT_TYPE})
+            connection.request("POST", "/predict", body, {"Content-Type": content_type})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -156,10 +157,10 @@ class Server:
 
         Raises StartError.
         """
-        body = picture.form.read_bytes()
+        body = picture.body.read_bytes()
         while time.monotonic() < self.started + START_TIMEOUT and self.process.poll() is None:
             try:
-                status, answer = self.post(body)
+                status, answer = self.post(body, picture.content_type)
             except (OSError, http.client.HTTPException):  # it does not listen yet
                 status = 0
             if status == 200:

@@ -12,7 +12,6 @@ import http.client
 import io
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -31,12 +30,11 @@ from typing import IO, Any
 
 import gevent
 import gevent.socket
-from bench import make_weights, weights_of
+from bench import ROOT, command_of, describe_machine, make_weights
 from PIL import Image
 from report import MODEL_TITLES, put
+from servers import HERE, Picture, free_port, load
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 POOL = 600  # connections of the open loop: more than can wait for an answer
 
 
@@ -209,23 +207,10 @@ class Generator:
 class Server:
     """The real server."""
 
-    def __init__(self, *options: str, model: str = "bundled", port: int = 0):
-        if not port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-        self.port = port
+    def __init__(self, model: str = "bundled", port: int = 0):
+        self.port = port or free_port()
         self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
-        command = [
-            sys.executable,
-            str(ROOT / "run_keras_server.py"),
-            "--model",
-            model,
-            "--port",
-            str(port),
-            *options,
-            *(["--weights", str(weights_of(model))] if model != "bundled" else []),
-        ]
+        command = command_of("ours-float32", model, self.port, Path())
         variables = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log, env=variables)
         end = time.monotonic() + 120
@@ -267,25 +252,15 @@ class Server:
         return status
 
 
-def closed_loop(server: Server, clients: int, seconds: float) -> dict[str, float]:
-    """Have wrk keep so many clients asking; returns images a second and the latency's percentiles."""
-    with tempfile.NamedTemporaryFile(suffix=".lua") as script, tempfile.NamedTemporaryFile() as body:
-        body.write(picture())
-        body.flush()
-        script.write(
-            b'local f = io.open("%b", "rb") wrk.method = "POST" wrk.body = f:read("*a")\n'
-            b'wrk.headers["Content-Type"] = "image/jpeg"\n'
-            b"function done(s, l, r) io.write(string.format("
-            b'\'{"requests": %%d, "bad": %%d, "p50": %%.1f, "p99": %%.1f}\', s.requests, s.errors.status '
-            b"+ s.errors.connect + s.errors.read + s.errors.write + s.errors.timeout,"
-            b" l:percentile(50) / 1e3, l:percentile(99) / 1e3)) end\n" % body.name.encode()
-        )
-        script.flush()
-        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", script.name]
+def closed_loop(server: Server, clients: int, seconds: float) -> dict[str, Any]:
+    """Have wrk keep so many clients asking; returns what it counted, and the images a second that the server did."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(picture())
+        file.flush()
+        jpeg = Picture(Path(file.name), Path(file.name), "image/jpeg")
         began, before = time.monotonic(), server.images()
-        output = subprocess.check_output([*command, f"http://127.0.0.1:{server.port}/predict"], text=True)
-        rate = (server.images() - before) / (time.monotonic() - began)
-    return json.loads(output[output.rindex("{") :]) | {"rate": rate}
+        found = load(server.port, jpeg, clients, seconds)
+        return found | {"rate": (server.images() - before) / (time.monotonic() - began)}
 
 
 class Probe:
@@ -396,11 +371,11 @@ def slow_clients(report: Report, quick: bool) -> None:
     alone_again = closed_loop(server, 8, seconds)
     usual = (alone["rate"] + alone_again["rate"]) / 2
     report.add("8 clients alone, before and after", "", f"{alone['rate']:.1f} and {alone_again['rate']:.1f} images/s, "
-               f"p99 {alone['p99']} and {alone_again['p99']} ms")  # fmt: skip
+               f"p99 {alone['p99_ms']:.1f} and {alone_again['p99_ms']:.1f} ms")  # fmt: skip
     left, found = usual * (1 - share), beside["rate"]
     report.add(f"beside {count} slow connections", "0.9 of what their generator leaves",
-               f"{found:.1f} images/s, {found / left:.2f} of the {left:.1f} left, p99 {beside['p99']} ms",
-               found > 0.9 * left and not beside["bad"])  # fmt: skip
+               f"{found:.1f} images/s, {found / left:.2f} of the {left:.1f} left, p99 {beside['p99_ms']:.1f} ms",
+               found > 0.9 * left and not beside["errors"])  # fmt: skip
     report.add("slow connections cut", "after a time limit", f"{cut}", cut > 0)
     report.add("threads before, during, after", "none for them",
                f"{before['threads']}, {during['threads']}, {after['threads']}",
@@ -460,14 +435,6 @@ def used_by_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def machine() -> str:
-    """Return what it was measured on."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return (
-        f"{names[0] if names else platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
-    )
-
-
 def main() -> int:
     """Measure, and write the section. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure how the server bears overload, slow clients and restarts.")
@@ -486,7 +453,7 @@ def main() -> int:
         PARTS[part](report, options.quick)
     intro = (
         f"Bundled model where no other is named, float32, picture of {len(picture()) / 1000:.0f} kB, clients on the "
-        f"same machine: {machine()}."
+        f"same machine: {describe_machine()}."
     )
     if not options.quick and options.only == ",".join(PARTS):
         put(HERE / "RESULTS.md", "soak", "\n".join(["## Soak", "", intro, "", *report.lines]), new="last")
