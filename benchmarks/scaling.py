@@ -21,19 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from bench import RANDOM_WEIGHTS, ROOT, make_weights, output_of
 from report import put
-from servers import HERE, Picture, Server, StartError, free_port, load, make_picture
+from servers import Picture, Server, StartError, free_port, load, make_picture
 
-ROOT = HERE.parent
 DOCUMENT = ROOT / "docs" / "scaling.md"
-BUILD = HERE / "build"
-RESNET = BUILD / "resnet50_random.weights.h5"
-SMALL = BUILD / "small.keras"
+SMALL = RANDOM_WEIGHTS.with_name("small.keras")
 CLIENTS = (1, 8, 32)
 REPLICAS = (1, 2, 4)
 RAY = ("ray", "haproxy")  # with its Python proxy, and with HAProxy in its place
 MODELS = {
-    "resnet50": {"KERAS_SERVER_MODEL": "resnet50", "KERAS_SERVER_WEIGHTS": str(RESNET)},
+    "resnet50": {"KERAS_SERVER_MODEL": "resnet50", "KERAS_SERVER_WEIGHTS": str(RANDOM_WEIGHTS)},
     "bundled": {"KERAS_SERVER_MODEL": "bundled"},
     "small": {"KERAS_SERVER_MODEL": str(SMALL)},
 }
@@ -47,20 +45,12 @@ Row = dict[str, Any]
 
 def build_models() -> None:
     """Save the weights and the model that are measured, unless they are there."""
-    missing = [path for path in (RESNET, SMALL) if not path.exists()]
-    if not missing:
-        return
-    BUILD.mkdir(exist_ok=True)
-    script = f"""
-import keras
-keras.utils.set_random_seed(0)
-if not {RESNET.exists()}:
-    keras.applications.ResNet50(weights=None).save_weights({str(RESNET)!r})
-layers = [keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255), keras.layers.GlobalAveragePooling2D(),
-          keras.layers.Dense(1000, "softmax")]
-keras.Sequential(layers).save({str(SMALL)!r})
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    make_weights()
+    if not SMALL.exists():
+        code = "import sys; from keras import Input, Sequential, layers, utils; utils.set_random_seed(0); "
+        code += "some = [Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.GlobalAveragePooling2D()]; "
+        code += "Sequential([*some, layers.Dense(1000, 'softmax')]).save(sys.argv[1])"
+        output_of([sys.executable, "-c", code, str(SMALL)])
 
 
 def convert(model: str, cache: Path) -> None:
