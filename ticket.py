@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 import urllib.parse
-import uuid
 from contextvars import ContextVar
 from typing import Any
 
@@ -77,7 +77,7 @@ class Ticket:
         size = environ.get("CONTENT_LENGTH") or "0"
         self.size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        self.id = self.id or (given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex)
+        self.id = self.id or (given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else os.urandom(16).hex())
 
     def close(self, status: int, route: str = "other") -> None:
         """Count and log the answer, once: the front may have answered before the app did."""
