@@ -33,7 +33,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import Input, OldMessage, WSGIHandler, WSGIServer
 from gevent.socket import wait_read
 
-from ticket import Ticket
+from ticket import LENGTH, Ticket
 
 log = logging.getLogger("keras_server")
 
@@ -201,7 +201,7 @@ class Handler(WSGIHandler):
             or b"host" not in fields
             or fields.keys() & UNUSUAL
             or fields.get(b"connection", "keep-alive").lower() != "keep-alive"
-            or not re.fullmatch("[0-9]{1,18}", length)
+            or not LENGTH.fullmatch(length)
             or int(length) > self.server.limits.body
         ):
             return False
@@ -263,7 +263,7 @@ class Handler(WSGIHandler):
         hosts, lengths, codings = (fields.get_all(name, []) for name in ("host", "content-length", "transfer-encoding"))
         if len(hosts) > 1 or (modern and not hosts):
             raise Refusal(400, "HTTP/1.1 asks for exactly one Host field.")
-        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
+        if len(lengths) > 1 or not all(LENGTH.fullmatch(length) for length in lengths):
             raise Refusal
         if codings and (lengths or not modern):
             raise Refusal

@@ -40,6 +40,8 @@ LATENCY = histogram("request_seconds", "From a request's first line to its answe
 DECODING = histogram("decode_seconds", "Decoding and preparing one image")
 QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch")
 INFERENCE = histogram("inference_seconds", "Computing one batch")
+ID = re.compile("[A-Za-z0-9._-]{1,64}")  # that a client may choose
+LENGTH = re.compile("[0-9]{1,18}")  # of a body
 LINE = "method=%(method)s path=%(path)s status=%(status)s ms=%(ms)s images=%(images)s bytes=%(bytes)s id=%(id)s"
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
@@ -75,9 +77,9 @@ class Ticket:
         """Note what the log will say. An id that the client chose is kept where it is well-formed."""
         self.method, self.path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         size = environ.get("CONTENT_LENGTH") or "0"
-        self.size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0
+        self.size = int(size) if LENGTH.fullmatch(size) else 0
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        self.id = self.id or (given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else os.urandom(16).hex())
+        self.id = self.id or (given if ID.fullmatch(given) else os.urandom(16).hex())
 
     def close(self, status: int, route: str = "other") -> None:
         """Count and log the answer, once: the front may have answered before the app did."""
