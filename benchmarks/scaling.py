@@ -29,7 +29,7 @@ DOCUMENT = ROOT / "docs" / "scaling.md"
 SMALL = RANDOM_WEIGHTS.with_name("small.keras")
 CLIENTS = (1, 8, 32)
 REPLICAS = (1, 2, 4)
-RAY = ("ray", "haproxy")  # with its Python proxy, and with HAProxy in its place
+RAY = {"haproxy": "1", "ray": "0"}  # RAY_SERVE_ENABLE_HA_PROXY: HAProxy, or Ray's Python proxy in its place
 MODELS = {
     "resnet50": {"KERAS_SERVER_MODEL": "resnet50", "KERAS_SERVER_WEIGHTS": str(RANDOM_WEIGHTS)},
     "bundled": {"KERAS_SERVER_MODEL": "bundled"},
@@ -65,15 +65,16 @@ def environment(model: str, cache: Path, port: int, kind: str = "plain") -> dict
     own = {"KERAS_SERVER_CACHE_DIR": str(cache), "KERAS_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     # Ray runs its workers with less priority otherwise, and would lose to whatever else runs.
     ray = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray |= {"RAY_SERVE_ENABLE_HA_PROXY": "1"} if kind == "haproxy" else {}
+    ray |= {"RAY_SERVE_ENABLE_HA_PROXY": RAY[kind]} if kind in RAY else {}
     return kept | ray | own | MODELS[model]
 
 
-def ray_config(folder: Path, port: int, replicas: int, cpus: float) -> Path:
+def ray_config(folder: Path, port: int, kind: str, replicas: int, cpus: float) -> Path:
     """Write serve_config.yaml with a fixed number of replicas and without settings, which the environment has."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     config["proxy_location"] = "HeadOnly"
+    config["controller_options"]["runtime_env"]["env_vars"]["RAY_SERVE_ENABLE_HA_PROXY"] = RAY[kind]
     application = config["applications"][0]
     application.pop("runtime_env")
     deployment = application["deployments"][0]
@@ -107,7 +108,7 @@ def measure(kind: str, model: str, cache: Path, seconds: float, replicas: int = 
         command = [sys.executable, str(ROOT / "run_keras_server.py")]
         if kind in RAY:
             command = [str(Path(sys.executable).parent / "serve"), "run", "--app-dir", str(ROOT)]
-            command.append(str(ray_config(folder, port, replicas, cpus or os.cpu_count() or 1)))
+            command.append(str(ray_config(folder, port, kind, replicas, cpus or os.cpu_count() or 1)))
         with Server(command, environment(model, cache, port, kind), port, folder) as server:
             server.first_answer(picture)
             load(port, picture, 8, 2)
@@ -152,7 +153,7 @@ def tables(rows: list[Row], rounds: int, busy: float) -> str:
     for model, kind, replicas in dict.fromkeys((row["model"], row["kind"], row["replicas"]) for row in rows):
         for clients in CLIENTS:
             m = median(rows, model=model, kind=kind, replicas=replicas, clients=clients)
-            through = {"plain": "plain server", "ray": "Ray", "haproxy": "Ray with HAProxy"}[kind]
+            through = {"plain": "plain server", "ray": "Ray with its Python proxy", "haproxy": "Ray"}[kind]
             served = through if kind == "plain" else f"{through}, {replicas} replica{'s' * (replicas > 1)}"
             spread = f"{m['rps']:.1f} ({m['low']:.1f}-{m['high']:.1f})"
             lines.append(
@@ -162,7 +163,7 @@ def tables(rows: list[Row], rounds: int, busy: float) -> str:
     lines.append("")
     for model in MODELS:
         plain = median(rows, model=model, kind="plain", clients=8)
-        for kind, name in zip(RAY, ("its Python proxy", "HAProxy"), strict=True):
+        for kind, name in zip(RAY, ("HAProxy", "Ray's Python proxy"), strict=True):
             found = median(rows, model=model, kind=kind, replicas=1, clients=8)
             share, more = found["rps"] / plain["rps"], found["cpu_ms"] - plain["cpu_ms"]
             lines.append(
@@ -177,11 +178,11 @@ def plan(rows: list[Row]) -> str:
     lines = [
         f"With {LOADED:.0%} of every processor used, {CORES} of them a machine, and 8 clients' figures from above.",
         "",
-        "| model | requests/s | core-seconds a second | cores | machines | Python proxies, each a core |",
+        "| model | requests/s | core-seconds a second | cores | machines | of the cores, HAProxy |",
         "|---|---|---|---|---|---|",
     ]
     for model in ("resnet50", "bundled"):
-        m = median(rows, model=model, kind="ray", replicas=1, clients=8)
+        m = median(rows, model=model, kind="haproxy", replicas=1, clients=8)
         for target in TARGETS:
             cores = math.ceil(target * m["cpu_ms"] / 1000 / LOADED)
             proxies = math.ceil(target * m["proxy_ms"] / 1000 / LOADED)
@@ -213,7 +214,7 @@ def main() -> int:
                         rows += measure(kind, model, cache, options.seconds)
                         print(f"round {round_ + 1}: {model}, {kind}: {rows[-2]['rps']:.1f}/s", flush=True)
                 for replicas in REPLICAS[1:]:
-                    rows += measure("ray", "small", cache, options.seconds, replicas, cpus=1 / max(REPLICAS))
+                    rows += measure("haproxy", "small", cache, options.seconds, replicas, cpus=1 / max(REPLICAS))
                     print(f"round {round_ + 1}: small, {replicas} replicas: {rows[-2]['rps']:.1f}/s", flush=True)
         except StartError as error:
             print(f"error: a server did not start:\n{error}", file=sys.stderr)

@@ -39,6 +39,13 @@ MANIFESTS = {doc["kind"]: doc for doc in yaml.safe_load_all((ROOT / "deploy/kube
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 RAY_SERVICE = yaml.safe_load((ROOT / "deploy/rayservice.yaml").read_text("utf-8"))
+RAY_SERVE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "balancer:install",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_serve_app:gates",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 SERVE_CONFIGS = {
     "serve_config.yaml": yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8")),
     "rayservice.yaml": yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"]),
@@ -240,9 +247,13 @@ def test_every_ray_pod_has_time_to_drain_and_the_gates() -> None:
         pod = group["template"]["spec"]
         assert pod["terminationGracePeriodSeconds"] >= deployment["graceful_shutdown_timeout_s"]
         given = variables(pod["containers"][0])
-        assert given["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "ray_serve_app:gates"
-        assert given["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert RAY_SERVE.items() <= given.items()
     assert {row["name"] for row in pod["containers"][0]["ports"]} == {"serve"}
+
+
+def test_a_cluster_without_such_an_environment_has_it_from_the_controller() -> None:
+    options = SERVE_CONFIGS["serve_config.yaml"]["controller_options"]
+    assert RAY_SERVE.items() <= options["runtime_env"]["env_vars"].items()
 
 
 def test_the_plain_server_knows_nothing_of_ray() -> None:

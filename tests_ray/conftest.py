@@ -3,6 +3,7 @@
 These tests stand outside `testpaths`: `make test-ray` runs them, in an environment that has Ray.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTO = (ROOT / "dog.jpg").read_bytes()
+LARGE = PHOTO + bytes(2**20)  # the same picture, too large for HAProxy to ask again with it
 
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or it would leave a token in the home folder
@@ -30,6 +32,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def processes(name: str) -> set[int]:
+    """Return the processes of this machine with such a name, of which the kernel keeps 15 letters."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_text().strip() == name:
+                found.add(int(path.parent.name))
+    return found
 
 
 def predict(port: int, data: bytes = PHOTO, timeout: float = 60) -> tuple[int, dict[str, Any], dict[str, str]]:

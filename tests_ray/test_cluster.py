@@ -1,9 +1,13 @@
 """Several nodes on this machine: killed nodes, dead models, overload. No answer may ever be wrong."""
 
 import itertools
+import json
 import os
+import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 import fragile
 import pytest
 import ray
-from conftest import free_port, predict
+from conftest import LARGE, PHOTO, free_port, predict, processes
 from ray import serve
 from ray.cluster_utils import Cluster
 
@@ -25,8 +29,8 @@ OPTIONS: dict[str, Any] = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 
 class Load:
     """Clients that ask again and again; every answer is noted with its time and checked."""
 
-    def __init__(self, port: int, clients: int):
-        self.port, self.ended = port, threading.Event()
+    def __init__(self, port: int, clients: int, data: bytes = PHOTO):
+        self.port, self.data, self.ended = port, data, threading.Event()
         self.answers: list[tuple[float, int]] = []
         self.wrong: list[Any] = []
         self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
@@ -44,7 +48,7 @@ class Load:
     def ask(self) -> None:
         while not self.ended.is_set():
             try:
-                status, answer, headers = predict(self.port)
+                status, answer, headers = predict(self.port, self.data)
             except Exception as error:  # noqa: BLE001 - the proxy lives, so every request is to have an answer
                 self.wrong.append(error)
                 continue
@@ -135,11 +139,24 @@ def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int) -> N
         load.wait_for(30)
     assert not load.wrong
     assert len(lost) == 1
-    assert set(load.statuses()) <= {200, 503}
     times = [killed, *(at for at, status in sorted(load.answers) if at > killed and status == 200)]
     gap = max(later - sooner for sooner, later in itertools.pairwise(times))
     figures = f"longest time without a good answer {gap:.1f} s, all replicas back after {recovered:.1f} s"
     note("node", f"{figures}, answers meanwhile {dict(after_kill)}, in all {dict(load.statuses())}")
+
+
+def test_a_request_that_no_buffer_holds_is_answered_or_unavailable(cluster: Cluster, port: int) -> None:
+    """Nobody has it a second time, so 503 is right; the next one finds the replica that lives."""
+    serve.run(deployment.options(**OPTIONS).bind())
+    wait_for_replicas(2)
+    with Load(port, clients=6, data=LARGE) as load:
+        load.wait_for(30)
+        killed = time.monotonic()
+        os.kill(min(processes("ray::ServeRepli")), signal.SIGKILL)
+        load.wait_for(30)
+        wait_for_replicas(2)
+    assert not load.wrong
+    note("large", f"answers after a replica was killed {dict(load.statuses(killed))}")
 
 
 def test_a_replica_whose_model_died_is_replaced(cluster: Cluster, port: int, tmp_path: Path) -> None:
@@ -186,3 +203,8 @@ def test_what_was_accepted_is_answered_when_the_app_is_taken_away(cluster: Clust
     assert not load.wrong
     assert 200 not in load.statuses(ended + 0.5)
     assert load.statuses(ended)[503]
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/efficientnet_lite0", timeout=60)
+    assert raised.value.code == 503
+    assert json.load(raised.value).keys() == {"error"}  # as clients of TensorFlow Serving read it
+    raised.value.close()

@@ -1,23 +1,32 @@
 """`python ray_serve_app.py` on this machine keeps the contract of the plain server, and stops as it does."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from conftest import ROOT, free_port, predict
+import ray
+from conftest import ROOT, free_port, predict, processes
+
+HEAD = "POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def laptop() -> Iterator[tuple[subprocess.Popen[str], int]]:
+@pytest.fixture(scope="module", params=["1", "0"], ids=["HAProxy", "Python proxy"])
+def laptop(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port = free_port()
+    before = processes("haproxy")
     command = [sys.executable, "ray_serve_app.py", "--model", "bundled", "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout
         lines: list[str] = []
         for line in process.stdout:
@@ -28,6 +37,7 @@ def laptop() -> Iterator[tuple[subprocess.Popen[str], int]]:
             raise AssertionError("".join(lines))
         reader = threading.Thread(target=process.stdout.read)  # or the pipe fills, and the server waits
         reader.start()
+        assert bool(processes("haproxy") - before) == (request.param == "1")
         yield process, port
         process.terminate()
         try:
@@ -35,6 +45,7 @@ def laptop() -> Iterator[tuple[subprocess.Popen[str], int]]:
         finally:
             process.kill()
             reader.join()
+    assert processes("haproxy") <= before
 
 
 def test_the_contract(laptop: tuple[subprocess.Popen[str], int]) -> None:
@@ -48,6 +59,26 @@ def test_the_contract(laptop: tuple[subprocess.Popen[str], int]) -> None:
 def test_rays_own_health(laptop: tuple[subprocess.Popen[str], int]) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{laptop[1]}/-/healthz", timeout=30) as answer:
         assert answer.status == 200
+
+
+def test_nothing_is_open_to_other_machines(laptop: tuple[subprocess.Popen[str], int]) -> None:
+    own = ray.util.get_node_ip_address()
+    if own.startswith("127."):
+        pytest.skip("this machine has no other address")
+    for port in (laptop[1], 8404, 9101):  # the others are where Ray's HAProxy shows its figures
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((own, port), timeout=5)
+
+
+def test_slow_clients_take_no_place(laptop: tuple[subprocess.Popen[str], int]) -> None:
+    """Far more of them than a replica has places, with bodies that HAProxy holds, and with ones that it passes on."""
+    with contextlib.ExitStack() as slow:
+        for announced, sent in [(2**20, 700_000), (300_000, 100)] * 50:
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", laptop[1]), timeout=30))
+            client.sendall(HEAD.format(announced).encode() + bytes(sent))
+        started = time.monotonic()
+        assert [predict(laptop[1])[0] for _ in range(10)] == [200] * 10
+        assert time.monotonic() - started < 10
 
 
 def test_it_ends_within_its_patience_and_answers_what_it_accepted(laptop: tuple[subprocess.Popen[str], int]) -> None:
