@@ -46,6 +46,8 @@ CHANGES = {
     "    option http-buffer-request",
     "{% if config.timeout_server_s is not none %}timeout server {{ config.timeout_server_s }}s{% endif %}": (
         f"timeout server {SECONDS + 5}s\n    timeout check 3s\n"  # the replica itself says what comes too late
+        # Where a connection that served before breaks off, HAProxy closes the client's, too, without a word.
+        "    option http-server-close\n"
         # A machine that is gone without a word is noticed within five seconds, also by who waits for its answer.
         "    option srvtcpka\n    srvtcpka-idle 2s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 3"
     ),

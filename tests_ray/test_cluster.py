@@ -16,7 +16,7 @@ from typing import Any
 import fragile
 import pytest
 import ray
-from conftest import LARGE, PHOTO, free_port, predict, processes
+from conftest import LARGE, PHOTO, free_port, predict
 from ray import serve
 from ray.cluster_utils import Cluster
 
@@ -93,8 +93,8 @@ def port(cluster: Cluster) -> int:
     return number
 
 
-def replicas() -> dict[str, str]:
-    """Return the running replicas and their nodes."""
+def replicas(key: str = "node_id") -> dict[str, Any]:
+    """Return the running replicas and their nodes, or what else Ray knows of them."""
     applications = serve.status().applications
     client: Any = serve.context._get_global_client()
     details: Any = ray.get(client._controller.get_serve_instance_details.remote())
@@ -102,7 +102,7 @@ def replicas() -> dict[str, str]:
         return {}
     deployments = details["applications"]["default"]["deployments"]
     rows = [row for found in deployments.values() for row in found["replicas"]]
-    return {row["replica_id"]: row["node_id"] for row in rows if row["state"] == "RUNNING"}
+    return {row["replica_id"]: row[key] for row in rows if row["state"] == "RUNNING"}
 
 
 def wait_for_replicas(count: int, without: set[str] = frozenset()) -> float:  # type: ignore[assignment]
@@ -152,9 +152,10 @@ def test_a_request_that_no_buffer_holds_is_answered_or_unavailable(cluster: Clus
     with Load(port, clients=6, data=LARGE) as load:
         load.wait_for(30)
         killed = time.monotonic()
-        os.kill(min(processes("ray::ServeRepli")), signal.SIGKILL)
+        victim, process = next(iter(replicas("pid").items()))
+        os.kill(process, signal.SIGKILL)
         load.wait_for(30)
-        wait_for_replicas(2)
+        wait_for_replicas(2, without={victim})
     assert not load.wrong
     note("large", f"answers after a replica was killed {dict(load.statuses(killed))}")
 

@@ -77,8 +77,8 @@ def test_slow_clients_take_no_place(laptop: tuple[subprocess.Popen[str], int]) -
             client = slow.enter_context(socket.create_connection(("127.0.0.1", laptop[1]), timeout=30))
             client.sendall(HEAD.format(announced).encode() + bytes(sent))
         started = time.monotonic()
-        assert [predict(laptop[1])[0] for _ in range(10)] == [200] * 10
-        assert time.monotonic() - started < 10
+        assert [predict(laptop[1])[0] for _ in range(5)] == [200] * 5
+        assert time.monotonic() - started < 20  # long before the slow ones are given up
 
 
 def test_it_ends_within_its_patience_and_answers_what_it_accepted(laptop: tuple[subprocess.Popen[str], int]) -> None:
