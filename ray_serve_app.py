@@ -234,7 +234,7 @@ def main() -> int:
             os.environ[setting.variable] = ",".join(value) if isinstance(value, list) else str(value)
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
-    ray.init(include_dashboard=False, num_cpus=processors())
+    ray.init("local", include_dashboard=False, num_cpus=processors())
     serve.start(http_options={"host": settings.host, "port": settings.port})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which takes it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
