@@ -16,6 +16,7 @@ import pytest
 import ray
 from conftest import ROOT, free_port, predict, processes
 
+CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
 HEAD = "POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
 
@@ -54,6 +55,19 @@ def test_the_contract(laptop: tuple[subprocess.Popen[str], int]) -> None:
         [*command, f"http://127.0.0.1:{laptop[1]}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_client(laptop: tuple[subprocess.Popen[str], int]) -> None:
+    command = [sys.executable, "simple_request.py", "dog.jpg", "--url", f"http://127.0.0.1:{laptop[1]}/predict"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1. German_shepherd: 0.96")
+
+
+@pytest.mark.skipif(not CLIENTS.exists(), reason="make test sets up the clients in .venv-clients")
+def test_clients_that_nobody_here_wrote(laptop: tuple[subprocess.Popen[str], int]) -> None:
+    command = [CLIENTS, "tests/real_clients.py", f"http://127.0.0.1:{laptop[1]}", "efficientnet_lite0", "dog.jpg"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rays_own_health(laptop: tuple[subprocess.Popen[str], int]) -> None:
