@@ -783,9 +783,6 @@ def create_app() -> App:
 def main(arguments: Sequence[str]) -> int:
     """Load the model and serve it. Returns the exit status."""
     configure(arguments)
-    # Nobody reads in the log what thread wrote a line, and finding it out is a third of the line's cost.
-    logging._srcfile = None  # as Python's manual says under "Optimization"
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     try:
         listener = bind(settings.host, settings.port)
         print(" * Loading the Keras model: please wait until the server has fully started", flush=True)

@@ -226,9 +226,9 @@ class Bench:
             with Server(command, environment_of(model, port, folder), port, folder) as server:
                 seconds, label = server.first_answer(self.small)
                 for clients in (1, 8):  # warms up; BentoML measures its model with its first dozen batches
-                    load(port, self.small, clients, seconds=2)
-                rate = 0.0
-                for clients in self.args.clients:
+                    rate = load(port, self.small, clients, seconds=2)["rps"]
+                # In another order each time, as the contestants: a machine that slows down slows all of them down.
+                for clients in random.Random(about["round"]).sample(self.args.clients, len(self.args.clients)):
                     rate = self.measure_load(server, about, self.small, clients, rate)
                 self.starts.append(about | {"seconds": seconds, "label": label, "memory_mb": server.memory_mb()})
                 if model == "resnet50" and contestant.startswith(("tutorial", "ours")):

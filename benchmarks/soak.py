@@ -320,7 +320,7 @@ def overload(report: Report, quick: bool) -> None:
 def overload_of(model: str, report: Report, seconds: int) -> None:
     """Ten times the capacity of one model, five times in turn with what it answers to 32 clients.
 
-    The generator computes on the server's processors. What it takes there is taken off what can be asked for.
+    The generator and the probe compute on the server's processors. What they take is taken off what can be asked for.
     """
     server, ratios, shares, late = Server(model=model), [0.0][:0], [0.0][:0], [0.0][:0]
     answers, times, health = Counter[str](), [0.0][:0], list[dict[str, float]]()
@@ -329,11 +329,12 @@ def overload_of(model: str, report: Report, seconds: int) -> None:
     for _ in range(5):
         generator = Generator("open_loop", server.port, 10 * best[0], seconds)
         time.sleep(4)  # until the queue is full
-        used, probe, before, began = generator.used(), Probe(server), server.images(), time.monotonic()
+        used, probe = generator.used() + time.process_time(), Probe(server)
+        before, began = server.images(), time.monotonic()
         time.sleep(seconds - 3)
         passed = time.monotonic() - began
         goodput.append((server.images() - before) / passed)
-        shares.append((generator.used() - used) / passed / (os.cpu_count() or 1))
+        shares.append((generator.used() + time.process_time() - used) / passed / (os.cpu_count() or 1))
         health.append(probe.end())
         found = generator.end()
         answers.update(found["answers"])
