@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -65,7 +66,8 @@ USUAL_POST = re.compile(rf"POST (/[!-$&-~]*) HTTP/1\.1\r\n((?:{TOKEN}:[\t -~]*\r
 USUAL_FIELD = re.compile(FIELD.pattern.encode())
 UNUSUAL = {b"transfer-encoding", b"expect", b"upgrade"}
 
-AWAY = bytearray(64 * 1024)  # for what nobody wants to read
+AWAY = bytearray(256 * 1024)  # for what nobody wants to read
+DISCARD = socket.MSG_TRUNC if sys.platform == "linux" else 0  # the kernel does not even copy it
 
 Answer = tuple[str, list[tuple[str, str]], bytes]  # status line, headers, body
 
@@ -121,10 +123,10 @@ class Reader(io.RawIOBase):
         """Tell the buffer around it that it can be read."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any, flags: int = 0) -> int:
         """Read what has come, at least one byte unless the client has ended."""
         self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
-        size = self.socket.recv_into(buffer)
+        size = self.socket.recv_into(buffer, 0, flags)
         self.count += size
         self.breathe()
         return size
@@ -212,9 +214,10 @@ class Handler(WSGIHandler):
         self.size = int(length)
         self.reader.until = self.ticket.due
         left = head.end() + self.size
+        left -= len(self.rfile.read1(left))  # of which some has come with the head
         while left:
             try:
-                came = self.rfile.readinto(memoryview(AWAY)[:left])
+                came = self.reader.readinto(memoryview(AWAY)[:left], DISCARD)
             except TimeoutError:
                 raise Refusal(408, SLOW_BODY) from None
             if not came:
@@ -407,7 +410,7 @@ class Handler(WSGIHandler):
         until = time.monotonic() + LINGER_SECONDS
         while time.monotonic() < until:
             self.reader.until = min(until, time.monotonic() + SILENT_SECONDS)
-            if not self.reader.readinto(AWAY):
+            if not self.reader.readinto(AWAY, DISCARD):
                 break
 
     def dismiss(self) -> None:
