@@ -563,8 +563,10 @@ class Front(WSGIServer):
 def give_memory_back() -> None:
     """Have glibc return large blocks once they are free: else each thread keeps those of the largest image it saw."""
     mmap_threshold, size = -3, 8 * 2**20  # smaller ones, as for most photos, cost less when they are kept
+    arena_max, arenas = -8, 2  # of small ones: with one for each thread, each keeps the most that it ever had
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(mmap_threshold, size)
+        ctypes.CDLL(None).mallopt(arena_max, arenas)
 
 
 def connections() -> int:
