@@ -20,6 +20,7 @@ import contextlib
 import hmac
 import io
 import logging
+import os
 import re
 import signal
 import socket
@@ -783,6 +784,8 @@ def create_app() -> App:
 def main(arguments: Sequence[str]) -> int:
     """Load the model and serve it. Returns the exit status."""
     configure(arguments)
+    # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         listener = bind(settings.host, settings.port)
         print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
@@ -790,8 +793,6 @@ def main(arguments: Sequence[str]) -> int:
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     if not settings.api_key and not listener.getsockname()[0].startswith(("127.", "::1")):
         log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
     return serve(listener)

@@ -209,11 +209,13 @@ class FakeServer:
         self.wait(queued=0, running=0)
 
     def ready(self) -> int:
-        """Return the status of /readyz, or 0 where the port is closed."""
+        """Return the status of /readyz, or 0 where the port is closed, or closes before the request is sent."""
         try:
-            return self.ask(request("/readyz")).status
-        except ConnectionRefusedError:
+            with self.raw() as raw:
+                answer = raw.send(request("/readyz")).answer()
+        except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
             return 0
+        return answer.status if answer else 0
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Send a signal."""
