@@ -22,6 +22,9 @@ PIXEL = bytes.fromhex(
     "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
 )
 
+# The head of a prediction, up to where it says how long the body is.
+PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
+
 
 @dataclass
 class Answer:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import requests
-from fakes import PIXEL, Answer, FakeServer, Raw, post, request, wait_until
+from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, post, request, wait_until
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
-PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
 CHUNKED = PREDICT + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(PIXEL), PIXEL)
 

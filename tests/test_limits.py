@@ -12,13 +12,12 @@ import pytest
 import requests
 from bombs import BOMBS, chunk, film, png, zeros
 from conftest import FakeModel, encode
-from fakes import PIXEL, FakeServer, post, request, wait_until
+from fakes import PIXEL, PREDICT, FakeServer, post, request, wait_until
 from flask.testing import FlaskClient
 from PIL import Image
 
 import run_keras_server as server
 
-PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
 MEBIBYTE = 2**20
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
 
@@ -208,6 +207,17 @@ def test_past_the_queue_requests_are_refused_at_once_and_those_in_it_answered(fa
     assert fake.ask(post()).status == 200
 
 
+@pytest.fixture
+def full(fake: FakeServer) -> Iterator[FakeServer]:
+    """The server with a full queue, which it answers after the test."""
+    raws = fake.occupy(5)
+    yield fake
+    fake.tell("go")
+    assert all(raw.answer() for raw in raws)
+    for raw in raws:
+        raw.close()
+
+
 UNUSUAL: dict[str, dict[str, str]] = {
     "a query": {"target": "/predict?top=1"},
     "an id": {"X_Request_ID": "mine"},
@@ -221,9 +231,8 @@ UNUSUAL: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("given", UNUSUAL.values(), ids=UNUSUAL)
-def test_both_ways_of_refusing_give_one_answer(fake: FakeServer, given: dict[str, str]) -> None:
-    raws = fake.occupy(5)
-    with fake.raw() as quick, fake.raw() as long:
+def test_both_ways_of_refusing_give_one_answer(full: FakeServer, given: dict[str, str]) -> None:
+    with full.raw() as quick, full.raw() as long:
         quick.send(post(**given))
         data = post(**given)
         long.send(data[:30])  # a head in two pieces goes by way of pywsgi
@@ -238,57 +247,42 @@ def test_both_ways_of_refusing_give_one_answer(fake: FakeServer, given: dict[str
         assert answer.headers["Retry-After"] == "1"
         assert (answer.headers["X-Request-ID"] == "mine") == (given.get("X_Request_ID") == "mine")
         assert answer.headers.get("Connection") == ("close" if given.get("Connection") == "close" else None)
-    *_, one, other = (line.partition(" INFO ")[2] for line in fake.log.splitlines() if "status=503" in line)
+    *_, one, other = (line.partition(" INFO ")[2] for line in full.log.splitlines() if "status=503" in line)
     without = [re.sub(" (ms|id)=[^ ]+", "", line) for line in (one, other)]
     assert without[0] == without[1]
-    fake.tell("go")
-    assert all(raw.answer() for raw in raws)
-    for raw in raws:
-        raw.close()
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
 MALFORMED = {
-    "two lengths": (400, HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na"),
-    "two hosts": (400, HEAD + b"Host: b\r\nContent-Length: 1\r\n\r\na"),
+    "two lengths": (400, PREDICT + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na"),
+    "two hosts": (400, PREDICT + b"Host: b\r\nContent-Length: 1\r\n\r\na"),
     "no host": (400, b"POST /predict HTTP/1.1\r\nContent-Length: 1\r\n\r\na"),
-    "length and chunks": (400, HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "a negative length": (400, HEAD + b"Content-Length: -1\r\n\r\na"),
-    "a length in other digits": (400, HEAD + b"Content-Length: \xb2\r\n\r\na"),
-    "a name with a space": (400, HEAD + b"Content-Length : 1\r\n\r\na"),
-    "a folded line": (400, HEAD + b"Content-Length: 1\r\n b\r\n\r\na"),
-    "too large": (413, HEAD + b"Content-Length: 999999999\r\n\r\na"),
-    "a body that breaks off": (400, HEAD + b"Content-Length: 10\r\n\r\na"),
-    "chunks": (503, HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"),
-    "no length": (503, HEAD + b"\r\n"),
+    "length and chunks": (400, PREDICT + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "a negative length": (400, PREDICT + b"Content-Length: -1\r\n\r\na"),
+    "a length in other digits": (400, PREDICT + b"Content-Length: \xb2\r\n\r\na"),
+    "a name with a space": (400, PREDICT + b"Content-Length : 1\r\n\r\na"),
+    "a folded line": (400, PREDICT + b"Content-Length: 1\r\n b\r\n\r\na"),
+    "too large": (413, PREDICT + b"Content-Length: 999999999\r\n\r\na"),
+    "a body that breaks off": (400, PREDICT + b"Content-Length: 10\r\n\r\na"),
+    "chunks": (503, PREDICT + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"),
+    "no length": (503, PREDICT + b"\r\n"),
 }
 
 
 @pytest.mark.parametrize(("status", "data"), MALFORMED.values(), ids=MALFORMED)
-def test_what_is_malformed_is_so_under_overload_too(fake: FakeServer, status: int, data: bytes) -> None:
-    raws = fake.occupy(5)
-    with fake.raw() as raw:
+def test_what_is_malformed_is_so_under_overload_too(full: FakeServer, status: int, data: bytes) -> None:
+    with full.raw() as raw:
         raw.send(data)
         raw.socket.shutdown(socket.SHUT_WR)
         answer = raw.answer()
     assert answer
     assert answer.status == status
-    fake.tell("go")
-    assert all(raw.answer() for raw in raws)
-    for raw in raws:
-        raw.close()
 
 
-def test_refused_requests_may_follow_each_other_without_a_pause(fake: FakeServer) -> None:
-    raws = fake.occupy(5)
-    with fake.raw() as raw:
+def test_refused_requests_may_follow_each_other_without_a_pause(full: FakeServer) -> None:
+    with full.raw() as raw:
         raw.send(post() * 3 + request() + post(PIXEL.ljust(200_000, b"\0")))
         answers = [raw.answer() for _ in range(5)]
     assert [answer.status for answer in answers if answer] == [503, 503, 503, 200, 503]
-    fake.tell("go")
-    assert all(raw.answer() for raw in raws)
-    for raw in raws:
-        raw.close()
 
 
 def test_the_queue_is_counted_in_images(fake: FakeServer) -> None:
