@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import formatdate
-from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 import gevent
@@ -45,6 +45,8 @@ LINE_BYTES = 8 * 1024  # of the head's first line
 STALL_SECONDS = 10  # in which a client takes nothing of its answer
 LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
+TICK_SECONDS = 0.25  # between two looks at whose time is up
+PAUSE_SECONDS = 0.005  # under a full queue, in which requests gather
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait
 CONNECTIONS = 8192  # more wait in the kernel
 BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
@@ -113,8 +115,10 @@ class Refusal(Exception):
 class Reader(io.RawIOBase):
     """What a client sends; each read ends with a TimeoutError when its time is up."""
 
-    def __init__(self, sock: Any):
+    def __init__(self, sock: Any, waiting: set[Reader]):
         self.socket = sock
+        self.waiting = waiting  # Front.look_at_the_clock() ends the reads of those in it
+        self.greenlet = gevent.getcurrent()
         self.until = 0.0
         self.count = 0  # bytes
         self.turn, self.steps = 0.0, 0
@@ -125,8 +129,11 @@ class Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any, flags: int = 0) -> int:
         """Read what has come, at least one byte unless the client has ended."""
-        self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
-        size = self.socket.recv_into(buffer, 0, flags)
+        self.waiting.add(self)
+        try:
+            size = self.socket.recv_into(buffer, 0, flags)
+        finally:
+            self.waiting.discard(self)
         self.count += size
         self.breathe()
         return size
@@ -149,7 +156,7 @@ class Handler(WSGIHandler):
 
     def __init__(self, sock: Any, address: Any, server: Front):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.reader = Reader(sock)
+        self.reader = Reader(sock, server.waiting)
         super().__init__(sock, address, server, io.BufferedReader(self.reader))
 
     def handle_one_request(self) -> bool | None:
@@ -191,7 +198,7 @@ class Handler(WSGIHandler):
     def turn_away(self) -> bool:
         """Refuse a usual POST where the queue is full, at half of what it costs by way of pywsgi; else return False.
 
-        Ten times the load that the model can bear would else leave it three quarters of the processors.
+        Ten times the load that the model can bear would else take a fifth of two processors from it.
         """
         head = USUAL_POST.match(self.rfile.peek(1)) if self.server.full_queue else None
         if not head:
@@ -378,8 +385,11 @@ class Handler(WSGIHandler):
         path, _, _ = self.path.partition("?")
         ticket.describe(self.environ or {"REQUEST_METHOD": self.command, "PATH_INFO": path})
         ticket.size = self.size
-        ticket.close(status)
-        phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase  # nginx's number
+        if status == 503:
+            self.server.put_off(ticket)
+        else:
+            ticket.close(status)
+        phrase = responses.get(status, "Client Closed Request")  # 499, nginx's number
         return f"{status} {phrase}", error_headers(ticket, status), error_body(ticket.path, sentence)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -391,18 +401,23 @@ class Handler(WSGIHandler):
         """Write an answer."""
         if self.server.draining.is_set():
             self.close_connection = True
-        fields = [f"{name}: {value}" for name, value in headers if name != "Connection"]
-        fields.append(f"Date: {date(int(time.time()))}")
+        text = f"HTTP/1.1 {status}\r\nDate: {date(int(time.time()))}\r\n"
         if self.close_connection or self.request_version == "HTTP/1.0":
-            fields.append(f"Connection: {'close' if self.close_connection else 'keep-alive'}")
-        if not status.startswith(("204", "304")) and not any(name == "Content-Length" for name, _ in headers):
-            fields.append(f"Content-Length: {len(body)}")
-        head = "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode("latin-1")
-        self.socket.settimeout(STALL_SECONDS)
-        data = head if self.command == "HEAD" else head + body  # pywsgi would send them apart
-        sent = self.socket.send(data)
-        if sent < len(data):  # sendall() asks the kernel for the size of its buffer, every time
+            text += f"Connection: {'close' if self.close_connection else 'keep-alive'}\r\n"
+        for name, value in headers:
+            if name != "Connection":
+                text += f"{name}: {value}\r\n"
+        if "\nContent-Length: " not in text and not status.startswith(("204", "304")):
+            text += f"Content-Length: {len(body)}\r\n"
+        data = f"{text}\r\n".encode("latin-1") + (b"" if self.command == "HEAD" else body)  # pywsgi sends them apart
+        try:
+            sent = self.socket.send(data, 0, 0.0)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):  # seldom, and what it takes is much: a timer, and asking for the size of the buffer
+            self.socket.settimeout(STALL_SECONDS)
             self.socket.sendall(data[sent:])
+            self.socket.settimeout(None)
 
     def linger(self) -> None:
         """Read away what the client still sends: closed at once, the kernel would take the answer back with a reset."""
@@ -415,13 +430,14 @@ class Handler(WSGIHandler):
 
     def dismiss(self) -> None:
         """Close the connection if nothing has come on it: its greenlet wakes up and ends."""
+        self.socket.settimeout(0)
         try:
-            self.socket.settimeout(0)
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             self.cut()
         except OSError:
             pass
+        self.socket.settimeout(None)
 
     def cut(self) -> None:
         """Let the greenlet see the connection's end."""
@@ -457,11 +473,17 @@ class Front(WSGIServer):
         self.queue: deque[Work] = deque()  # requests that wait for a thread
         self.running = 0  # requests that have one
         self.admitted = 0  # requests whose clients wait
+        self.waiting: set[Reader] = set()
+        self.refusals: list[tuple[Ticket, float]] = []  # that are neither counted nor logged, with their seconds
         self.headless: dict[Handler, int] = {}  # connections without a whole head, the oldest first
         self.bodies: dict[Handler, None] = {}  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
         self.closing = False  # the port is closed
         self.status = 0
+        self.clock = self.loop.timer(TICK_SECONDS, TICK_SECONDS, ref=False)
+        self.clock.start(self.look_at_the_clock)
+        self.before_polling = self.loop.prepare(ref=False)
+        self.before_polling.start(self.gather)
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut."""
@@ -478,6 +500,28 @@ class Front(WSGIServer):
             largest = max(self.bodies, key=lambda handler: 0 if handler.evicted else handler.held)
             largest.evicted = True
             largest.cut()
+
+    def look_at_the_clock(self) -> None:
+        """End the reads whose time is up. A timer for each of them would cost more than the reading."""
+        now = time.monotonic()
+        for reader in [reader for reader in self.waiting if reader.until < now]:
+            reader.greenlet.throw(TimeoutError)
+
+    def put_off(self, ticket: Ticket) -> None:
+        """Have a refusal counted and logged, soon."""
+        ticket.closed = True
+        self.refusals.append((ticket, time.monotonic() - ticket.arrived))
+
+    def gather(self) -> None:
+        """Count and log what was refused, and let the next requests gather.
+
+        Refusing many in a row costs a processor less: it has the code at hand, and is taken from the model less often.
+        """
+        if self.refusals:
+            for ticket, seconds in self.refusals:
+                ticket.record(503, "other", seconds)
+            self.refusals.clear()
+            time.sleep(PAUSE_SECONDS)
 
     @property
     def full_queue(self) -> bool:
@@ -554,7 +598,9 @@ class Front(WSGIServer):
         self.stop_accepting()
         self.socket.close()
         for handler, count in [*self.headless.items()]:
-            if handler.reader.count == count:
+            if not count:  # its first request may be on its way
+                handler.reader.until = min(handler.reader.until, time.monotonic() + SILENT_SECONDS)
+            elif handler.reader.count == count:
                 handler.dismiss()
         self.pool.join(timeout=patience)
         self.stop(0)

@@ -58,7 +58,7 @@ from loading import (
     read_labels,
 )
 from options import Setting, number, one_of, parser_of, switch
-from ticket import TICKET, JsonFormatter, Ticket
+from ticket import TICKET, JsonFormatter, LineFormatter, Ticket
 
 log = logging.getLogger("keras_server")
 
@@ -765,7 +765,7 @@ def configure(arguments: Sequence[str] = ()) -> None:
     vars(settings).update(vars(read_settings(arguments)))
     decoding = threading.BoundedSemaphore(decode_threads())
     handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    plain = LineFormatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)

@@ -85,25 +85,32 @@ class Ticket:
 
     def close(self, status: int, route: str = "other") -> None:
         """Count and log the answer, once: the front may have answered before the app did."""
-        if self.closed:
-            return
-        self.closed = True
-        seconds = time.monotonic() - self.arrived
+        if not self.closed:
+            self.closed = True
+            self.record(status, route, time.monotonic() - self.arrived)
+
+    def record(self, status: int, route: str, seconds: float) -> None:
+        """Count and log an answer that took so long."""
         method = self.method if self.method in METHODS else "other"
         child(REQUESTS, route, method, status).inc()
         child(LATENCY, route).observe(seconds)
         if status in REASONS:
             child(REJECTED, REASONS[status]).inc()
-        # Quoted, for a path with a line break in it would write a line of its own.
-        path = urllib.parse.quote(self.path[:200], safe="/:", encoding="latin-1", errors="replace")
-        fields = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 1)}
-        write_line(fields | {"images": self.images, "bytes": self.size, "id": self.id})
+        fields = {"method": method, "path": quoted(self.path[:200]), "status": status, "ms": round(1000 * seconds, 1)}
+        fields |= {"images": self.images, "bytes": self.size, "id": self.id}
+        write_line(fields)
 
 
 @functools.lru_cache(1024)
 def child(parent: Any, *labels: Any) -> Any:
     """Return a metric for these labels, which prometheus_client takes longer to find than to count with."""
     return parent.labels(*labels)
+
+
+@functools.lru_cache(1024)
+def quoted(path: str) -> str:
+    """Return a path as the log shows it: one with a line break in it would write a line of its own."""
+    return urllib.parse.quote(path, safe="/:", encoding="latin-1", errors="replace")
 
 
 def write_line(fields: dict[str, Any]) -> None:
@@ -115,6 +122,20 @@ def write_line(fields: dict[str, Any]) -> None:
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request that this thread serves
+
+
+@functools.lru_cache(1)
+def local_time(seconds: int) -> str:
+    """Return a time as the log writes it, but for the milliseconds."""
+    return time.strftime(logging.Formatter.default_time_format, time.localtime(seconds))
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a log line as text."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the record's time, which is worked out once a second."""
+        return f"{local_time(int(record.created))},{record.msecs:03.0f}"
 
 
 class JsonFormatter(logging.Formatter):
