@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from bench import RANDOM_WEIGHTS, ROOT, make_weights, output_of
 from report import put
-from servers import Picture, Server, StartError, free_port, load, make_picture
+from servers import Picture, Server, StartError, free_port, load, make_picture, used
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 SMALL = RANDOM_WEIGHTS.with_name("small.keras")
@@ -92,8 +92,7 @@ def proxy_seconds(server: Server) -> float:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if command.startswith(b"ray::ProxyActor") or b"/haproxy\0" in command:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                seconds += used(Path(f"/proc/{pid}/stat").read_text())
         except OSError:
             continue
     return seconds

@@ -80,6 +80,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def used(stat: str) -> float:
+    """Return the seconds of a processor that a process has taken, from its file stat in /proc."""
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Server:
     """A server, from the start of its first process to the end of its last."""
 
@@ -139,8 +145,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Return the processor time that its processes have used."""
-        fields = [text.rpartition(")")[2].split() for _, text in self._each("stat", self.pids())]
-        return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+        return sum(used(text) for _, text in self._each("stat", self.pids()))
 
     def post(self, body: bytes, content_type: str) -> tuple[int, bytes]:
         """Send one request."""

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -33,7 +32,7 @@ import gevent.socket
 from bench import ROOT, command_of, describe_machine, make_weights
 from PIL import Image
 from report import MODEL_TITLES, put
-from servers import HERE, Picture, free_port, load
+from servers import HERE, Picture, free_port, load, used
 
 POOL = 600  # connections of the open loop: more than can wait for an answer
 
@@ -195,8 +194,7 @@ class Generator:
 
     def used(self) -> float:
         """Return the seconds of a processor that it has taken."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return used(Path(f"/proc/{self.popen.pid}/stat").read_text())
 
     def end(self) -> dict[str, Any]:
         """Wait for its end and return what it found."""
@@ -329,12 +327,12 @@ def overload_of(model: str, report: Report, seconds: int) -> None:
     for _ in range(5):
         generator = Generator("open_loop", server.port, 10 * best[0], seconds)
         time.sleep(4)  # until the queue is full
-        used, probe = generator.used() + time.process_time(), Probe(server)
+        taken, probe = generator.used() + time.process_time(), Probe(server)
         before, began = server.images(), time.monotonic()
         time.sleep(seconds - 3)
         passed = time.monotonic() - began
         goodput.append((server.images() - before) / passed)
-        shares.append((generator.used() + time.process_time() - used) / passed / (os.cpu_count() or 1))
+        shares.append((generator.used() + time.process_time() - taken) / passed / (os.cpu_count() or 1))
         health.append(probe.end())
         found = generator.end()
         answers.update(found["answers"])
@@ -368,15 +366,13 @@ def slow_clients(report: Report, quick: bool) -> None:
     time.sleep(1)
     before = server.figures()
     alone = closed_loop(server, 8, seconds)
-    taken, began = used_by_children(), time.monotonic()
     attack = Generator("slow", server.port, count, seconds + 12)
     time.sleep(6)
     during = server.figures()
-    wrk = used_by_children()
+    taken, began = attack.used(), time.monotonic()
     beside = closed_loop(server, 8, seconds)
-    wrk = used_by_children() - wrk
+    share = (attack.used() - taken) / (time.monotonic() - began) / (os.cpu_count() or 1)
     cut = attack.end()["cut"]
-    share = (used_by_children() - taken - wrk) / (time.monotonic() - began) / (os.cpu_count() or 1)
     time.sleep(5)
     after = server.figures()
     alone_again = closed_loop(server, 8, seconds)
@@ -438,12 +434,6 @@ def memory(report: Report, quick: bool) -> None:
 
 
 PARTS = {"overload": overload, "slow": slow_clients, "restarts": restarts, "memory": memory}
-
-
-def used_by_children() -> float:
-    """Return the seconds of a processor that all children took which have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
