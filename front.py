@@ -467,7 +467,6 @@ class Front(WSGIServer):
         environ |= {"wsgi.multithread": True}
         options = {"spawn": Pool(connections()), "log": None, "error_log": log, "environ": environ}
         super().__init__(listener, app, handler_class=Handler, **options)
-        give_memory_back()
         self.limits, self.draining = limits, draining
         self.workers = ThreadPoolExecutor(limits.threads, "web")
         self.queue: deque[Work] = deque()  # requests that wait for a thread
@@ -607,7 +606,10 @@ class Front(WSGIServer):
 
 
 def give_memory_back() -> None:
-    """Have glibc return large blocks once they are free: else each thread keeps those of the largest image it saw."""
+    """Have glibc return large blocks once they are free: else each thread keeps those of the largest image it saw.
+
+    Called before there are threads: the heaps that they have by then stay.
+    """
     mmap_threshold, size = -3, 8 * 2**20  # smaller ones, as for most photos, cost less when they are kept
     arena_max, arenas = -8, 2  # of small ones: with one for each thread, each keeps the most that it ever had
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library

@@ -45,7 +45,7 @@ import openapi
 import protocols
 import ticket as account
 from engines import processors
-from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body
+from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body, give_memory_back
 from loading import (
     MODES,
     PREPROCESS,
@@ -783,6 +783,7 @@ def create_app() -> App:
 
 def main(arguments: Sequence[str]) -> int:
     """Load the model and serve it. Returns the exit status."""
+    give_memory_back()
     configure(arguments)
     # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,17 @@ def test_curl_as_the_tutorial_has_it(bundled: Process) -> None:
 def test_the_line_that_start_up_prints(bundled: Process) -> None:
     words = bundled.lines[-1].split("curl ")[1].split()
     assert json.loads(curl(*words))["predictions"][0]["label"] == "German_shepherd"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their memory otherwise")
+def test_threads_do_not_keep_a_heap_each(bundled: Process) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(classify, DOG, f"{bundled.url}/predict") for _ in range(32)]
+    assert all(answer.result() for answer in answers)
+    maps = Path(f"/proc/{bundled.popen.pid}/maps").read_text().splitlines()
+    nameless = [line.split()[0] for line in maps if len(line.split()) == 5]
+    heaps = [start for start in nameless if int(start.partition("-")[0], 16) % 2**26 == 0]  # where glibc puts them
+    assert len(heaps) <= 2
 
 
 SNIPPET = """
