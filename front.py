@@ -87,6 +87,29 @@ def error_headers(ticket: Ticket, status: int) -> list[tuple[str, str]]:
     return headers + ([("Retry-After", "1")] if status == 503 else [])
 
 
+@functools.lru_cache(64)
+def usual_post(head: bytes) -> dict[str, str] | None:
+    """Return what the log wants to know of a POST of which only the body is to come; else, or if unclear, None.
+
+    Overload comes from clients that ask over and over, with one and the same head.
+    """
+    post = USUAL_POST.fullmatch(head)
+    if not post:
+        return None
+    fields = {name.lower(): value.strip().decode() for name, value in USUAL_FIELD.findall(post[2])}
+    length = fields.get(b"content-length", "")
+    if (
+        len(fields) < post[2].count(b"\n")  # a name came twice
+        or b"host" not in fields
+        or fields.keys() & UNUSUAL
+        or fields.get(b"connection", "keep-alive").lower() != "keep-alive"
+        or not LENGTH.fullmatch(length)
+    ):
+        return None
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": post[1].decode().partition("?")[0], "CONTENT_LENGTH": length}
+    return environ | {"HTTP_X_REQUEST_ID": fields.get(b"x-request-id", "")}
+
+
 @functools.lru_cache(1)
 def date(seconds: int) -> str:
     """Return a time as HTTP writes it."""
@@ -161,7 +184,6 @@ class Handler(WSGIHandler):
 
     def handle_one_request(self) -> bool | None:
         """Wait for a request and serve it. Returns True where another may follow, else None."""
-        self.ticket = Ticket(self.server.limits.seconds)
         self.environ: dict[str, Any] | None = None
         self.command = self.path = ""
         self.close_connection = self.headers_sent = self.evicted = False
@@ -200,27 +222,19 @@ class Handler(WSGIHandler):
 
         Ten times the load that the model can bear would else take a fifth of two processors from it.
         """
-        head = USUAL_POST.match(self.rfile.peek(1)) if self.server.full_queue else None
-        if not head:
+        if not self.server.full_queue:
             return False
-        fields = {name.lower(): value.strip().decode() for name, value in USUAL_FIELD.findall(head[2])}
-        length = fields.get(b"content-length", "")
-        if (
-            len(fields) < head[2].count(b"\n")  # a name came twice
-            or b"host" not in fields
-            or fields.keys() & UNUSUAL
-            or fields.get(b"connection", "keep-alive").lower() != "keep-alive"
-            or not LENGTH.fullmatch(length)
-            or int(length) > self.server.limits.body
-        ):
+        start = self.rfile.peek(1)
+        head = start[: start.find(b"\r\n\r\n") + 4]
+        environ = usual_post(head)
+        if not environ or int(environ["CONTENT_LENGTH"]) > self.server.limits.body:
             return False
         self.server.headless.pop(self, None)
-        self.command, self.path, self.request_version = "POST", head[1].decode(), "HTTP/1.1"
-        self.environ = {"REQUEST_METHOD": "POST", "PATH_INFO": self.path.partition("?")[0], "CONTENT_LENGTH": length}
-        self.environ["HTTP_X_REQUEST_ID"] = fields.get(b"x-request-id", "")
-        self.size = int(length)
+        self.command, self.path, self.request_version = "POST", environ["PATH_INFO"], "HTTP/1.1"
+        self.environ = environ
+        self.size = int(environ["CONTENT_LENGTH"])
         self.reader.until = self.ticket.due
-        left = head.end() + self.size
+        left = len(head) + self.size
         left -= len(self.rfile.read1(left))  # of which some has come with the head
         while left:
             try:
