@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,9 +65,14 @@ def test_threads_do_not_keep_a_heap_each(bundled: Process) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = [pool.submit(classify, DOG, f"{bundled.url}/predict") for _ in range(32)]
     assert all(answer.result() for answer in answers)
-    maps = Path(f"/proc/{bundled.popen.pid}/maps").read_text().splitlines()
-    nameless = [line.split()[0] for line in maps if len(line.split()) == 5]
-    heaps = [start for start in nameless if int(start.partition("-")[0], 16) % 2**26 == 0]  # where glibc puts them
+    maps = re.findall(r"^(\w+)-(\w+) (\S+)", Path(f"/proc/{bundled.popen.pid}/maps").read_text(), re.MULTILINE)
+    parts = [(int(start, 16), int(end, 16), access) for start, end, access in maps]
+    size = 2**26  # glibc's on 64 bits: each starts at a multiple of it, and what it does not use yet is inaccessible
+    heaps = [
+        start
+        for (start, _, access), (_, end, rest) in pairwise(parts)
+        if start % size == 0 and end == start + size and (access, rest) == ("rw-p", "---p")
+    ]
     assert len(heaps) <= 2
 
 
