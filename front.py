@@ -611,10 +611,12 @@ class Front(WSGIServer):
         self.stop_accepting()
         self.socket.close()
         for handler, count in [*self.headless.items()]:
-            if not count:  # its first request may be on its way
-                handler.reader.until = min(handler.reader.until, time.monotonic() + SILENT_SECONDS)
-            elif handler.reader.count == count:
+            if handler.reader.count > count:  # a request has begun to come
+                continue
+            if count:
                 handler.dismiss()
+            else:  # its first request may be on its way
+                handler.reader.until = min(handler.reader.until, time.monotonic() + SILENT_SECONDS)
         self.pool.join(timeout=patience)
         self.stop(0)
 

@@ -135,10 +135,10 @@ class LineFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the record's time, which is worked out once a second."""
-        return f"{local_time(int(record.created))},{record.msecs:03.0f}"
+        return f"{local_time(int(record.created))},{int(record.msecs):03d}"
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(LineFormatter):
     """Formats a log line as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
