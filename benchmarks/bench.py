@@ -242,8 +242,8 @@ class Bench:
         """Put a server under one load, keep what came of it, and return its requests/s; `rate` is what to expect."""
         server.settle()
         seconds = self.args.seconds * SHARE[about["model"]]
-        if rate:  # an answer takes clients / rate seconds: long enough for two, or a slow server looks like a dead one
-            seconds = max(seconds, min(2 * clients / rate, LONGEST))
+        if rate:  # an answer takes clients / rate seconds: long enough for eight, since they come in batches
+            seconds = max(seconds, min(8 * clients / rate, LONGEST))
         row = about | {"picture": picture.path.stem} | load(server.port, picture, clients, seconds)
         self.loads.append(row)
         print(
