@@ -231,7 +231,7 @@ class Handler(WSGIHandler):
             return False
         self.server.headless.pop(self, None)
         self.command, self.path, self.request_version = "POST", environ["PATH_INFO"], "HTTP/1.1"
-        self.environ = environ
+        self.environ = dict(environ)  # the cache keeps its own
         self.size = int(environ["CONTENT_LENGTH"])
         self.reader.until = self.ticket.due
         left = len(head) + self.size
