@@ -256,14 +256,12 @@ class Server:
 
 
 def closed_loop(server: Server, clients: int, seconds: float) -> dict[str, Any]:
-    """Have wrk keep so many clients asking; returns what it counted, and the images a second that the server did."""
+    """Have wrk keep so many clients asking; returns what load() does."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(picture())
         file.flush()
         jpeg = Picture(Path(file.name), Path(file.name), "image/jpeg")
-        began, before = time.monotonic(), server.images()
-        found = load(server.port, jpeg, clients, seconds)
-        return found | {"rate": (server.images() - before) / (time.monotonic() - began)}
+        return load(server.port, jpeg, clients, seconds)
 
 
 class Probe:
@@ -323,7 +321,7 @@ def overload_of(model: str, report: Report, seconds: int, rounds: int) -> None:
     server, ratios, shares, late = Server(model=model), [0.0][:0], [0.0][:0], [0.0][:0]
     answers, times, health = Counter[str](), [0.0][:0], list[dict[str, float]]()
     closed_loop(server, 32, 5)
-    best, goodput = [closed_loop(server, 32, seconds // 2)["rate"]], [0.0][:0]
+    best, goodput = [closed_loop(server, 32, seconds // 2)["rps"]], [0.0][:0]
     for _ in range(rounds):
         generator = Generator("open_loop", server.port, 10 * best[-1], seconds)
         time.sleep(4)  # until the queue is full
@@ -338,7 +336,7 @@ def overload_of(model: str, report: Report, seconds: int, rounds: int) -> None:
         answers.update(found["answers"])
         late.append(found["late_p99"])
         times.append(found["p50"])
-        best.append(closed_loop(server, 32, seconds // 2)["rate"])
+        best.append(closed_loop(server, 32, seconds // 2)["rps"])
         ratios.append(goodput[-1] / ((best[-2] + best[-1]) / 2 * (1 - shares[-1])))
     report.add(f"{MODEL_TITLES[model]}: goodput with 32 clients", "", f"{median(best):.1f} images/s")
     report.add("then requests at random times", "", f"{10 * median(best):.0f} a second, p99 {1000 * max(late):.0f} ms "
@@ -375,12 +373,12 @@ def slow_clients(report: Report, quick: bool) -> None:
         share = (attack.used() - taken) / (time.monotonic() - began) / (os.cpu_count() or 1)
         cut += attack.end()["cut"]
         alone.append(closed_loop(server, 8, seconds))
-        usual = (alone[-2]["rate"] + alone[-1]["rate"]) / 2
-        ratios.append(beside[-1]["rate"] / (usual * (1 - share)))
+        usual = (alone[-2]["rps"] + alone[-1]["rps"]) / 2
+        ratios.append(beside[-1]["rps"] / (usual * (1 - share)))
     time.sleep(5)
     after = server.figures()
     rate, p99 = ({name: median(found[key] for found in rows) for name, rows in (("alone", alone), ("beside", beside))}
-                 for key in ("rate", "p99_ms"))  # fmt: skip
+                 for key in ("rps", "p99_ms"))  # fmt: skip
     report.add("8 clients alone", "", f"{rate['alone']:.1f} images/s, p99 {p99['alone']:.0f} ms")
     report.add(f"beside {count} slow connections", "0.9 of what their generator leaves",
                f"{rate['beside']:.1f} images/s, {median(ratios):.2f} of what is left ({min(ratios):.2f} to "
