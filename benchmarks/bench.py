@@ -231,13 +231,13 @@ class Bench:
                 order = random.Random(about["round"])
                 aimed_at = model == "resnet50" and contestant.startswith(("tutorial", "ours"))
                 turns = 2 if aimed_at else 1  # most of what was asked for is a ratio of two of their loads
-                for clients in [
-                    n for _ in range(turns) for n in order.sample(self.args.clients, len(self.args.clients))
-                ]:
-                    rate = self.measure_load(server, about, self.small, clients, rate)
+                for _ in range(turns):
+                    for clients in order.sample(self.args.clients, len(self.args.clients)):
+                        rate = self.measure_load(server, about, self.small, clients, rate)
                 self.starts.append(about | {"seconds": seconds, "label": label, "memory_mb": server.memory_mb()})
-                for clients in LARGE_CLIENTS * turns if aimed_at else ():
-                    self.measure_load(server, about, self.large, clients)
+                if aimed_at:
+                    for clients in LARGE_CLIENTS * turns:
+                        self.measure_load(server, about, self.large, clients)
         except StartError as error:
             print(f"{about['round']} {model:8} {contestant} did not start:\n{error}", file=sys.stderr, flush=True)
             self.failed[contestant] = "it did not start"
@@ -246,7 +246,7 @@ class Bench:
         """Put a server under one load, keep what came of it, and return its requests/s; `rate` is what to expect."""
         server.settle()
         seconds = self.args.seconds * SHARE[about["model"]]
-        if rate:  # an answer takes clients / rate seconds: long enough for eight, since they come in batches
+        if rate:  # an answer takes clients / rate seconds: long enough for eight; a quarter of them is not counted
             seconds = max(seconds, min(8 * clients / rate, LONGEST))
         row = about | {"picture": picture.path.stem} | load(server.port, picture, clients, seconds)
         self.loads.append(row)

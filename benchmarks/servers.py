@@ -53,10 +53,11 @@ def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
 
 def load(port: int, picture: Picture, clients: int, seconds: float) -> dict[str, Any]:
     """Post the picture from a number of clients, each again as soon as it has its answer; return what wrk counted."""
-    command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={seconds:.0f}s", "--timeout=30s"]
+    whole = f"{seconds:.0f}"
+    command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={whole}s", "--timeout=30s"]
     command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}/predict"]
     environment = os.environ | {"BENCH_BODY": str(picture.body), "BENCH_CONTENT_TYPE": picture.content_type}
-    environment["BENCH_SECONDS"] = f"{seconds:.0f}"
+    environment |= {"BENCH_SECONDS": whole}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {
