@@ -32,7 +32,7 @@ soak: .venv/serve
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 serve-ray: .venv-ray/done
-	.venv-ray/bin/python ray_serve_app.py $(ARGS)
+	.venv-ray/bin/python -m keras_server.ray_app $(ARGS)
 
 test-ray: .venv-ray/done
 	.venv-ray/bin/python -m pytest tests_ray $(ARGS)

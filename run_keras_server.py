@@ -40,13 +40,13 @@ import prometheus_client as prometheus
 from PIL import Image, ImageOps, PngImagePlugin
 from werkzeug.exceptions import HTTPException
 
-import explain
-import openapi
-import protocols
-import ticket as account
-from engines import processors
-from front import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body, give_memory_back
-from loading import (
+from keras_server import ticket as account
+from keras_server.api import docs as openapi
+from keras_server.api import explanations as explain
+from keras_server.api import protocols
+from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body, give_memory_back
+from keras_server.models.engines import processors
+from keras_server.models.source import (
     MODES,
     PREPROCESS,
     DownloadError,
@@ -57,8 +57,8 @@ from loading import (
     preprocess_of,
     read_labels,
 )
-from options import Setting, number, one_of, parser_of, switch
-from ticket import TICKET, JsonFormatter, LineFormatter, Ticket
+from keras_server.settings import Setting, number, one_of, parser_of, switch
+from keras_server.ticket import TICKET, JsonFormatter, LineFormatter, Ticket
 
 log = logging.getLogger("keras_server")
 
@@ -470,7 +470,8 @@ class App(flask.Flask):
     request_class = Request
 
 
-app = App(__name__)
+API = Path(__file__).resolve().parent / "keras_server" / "api"
+app = App(__name__, static_folder=API / "static", template_folder=API / "templates")
 app.json.sort_keys = False  # type: ignore[attr-defined]  # label before probability
 
 

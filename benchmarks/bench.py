@@ -29,7 +29,7 @@ ROOT = HERE.parent
 PEERS = HERE / "peers"
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 RANDOM_WEIGHTS = HERE / "build" / "resnet50_random.weights.h5"
-BUNDLED = ROOT / "models" / "efficientnet_lite0.keras"
+BUNDLED = ROOT / "keras_server" / "bundled" / "efficientnet_lite0.keras"
 
 CONTESTANTS = ("tutorial", "ours-float32", "ours-bfloat16", "litserve", "bentoml", "ray")
 MODELS = ("resnet50", "bundled")

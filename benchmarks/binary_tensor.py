@@ -58,8 +58,8 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of each request, and of each run of the engine between two of them."""
     sys.path.insert(0, str(ROOT))
     import run_keras_server as server
-    from engines import OpenVINOEngine
-    from loading import Source, open_engine
+    from keras_server.models.engines import OpenVINOEngine
+    from keras_server.models.source import Source, open_engine
 
     batch = np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:

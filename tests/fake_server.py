@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import front
 import run_keras_server as server
+from keras_server.front import server as front
 
 gate = threading.Condition()
 passes: float = math.inf  # how many batches are let through

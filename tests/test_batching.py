@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fakes import wait_until
 
+from keras_server.ticket import TICKET, Ticket
 from run_keras_server import Batcher, ModelDied, Overdue, QueueFull
-from ticket import TICKET, Ticket
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""The files in models/: what they contain, and that the bundled model sees a dog in a photo of a dog."""
+"""The files in bundled/: what they contain, and that the bundled model sees a dog in a photo of a dog."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "efficientnet_lite0.keras"
-LABELS = ROOT / "models" / "imagenet_classes.json"
+MODEL = ROOT / "keras_server" / "bundled" / "efficientnet_lite0.keras"
+LABELS = ROOT / "keras_server" / "bundled" / "imagenet_classes.json"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def dog():
 
 
 def test_file_is_the_documented_one():
-    readme = (ROOT / "models" / "README.md").read_text()
+    readme = (ROOT / "keras_server" / "bundled" / "README.md").read_text()
     (documented,) = re.findall(r"^\| SHA-256 \| `([0-9a-f]{64})` \|$", readme, re.MULTILINE)
     assert hashlib.sha256(MODEL.read_bytes()).hexdigest() == documented
 

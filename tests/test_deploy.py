@@ -41,8 +41,8 @@ CONTAINER = POD["containers"][0]
 RAY_SERVICE = yaml.safe_load((ROOT / "deploy/rayservice.yaml").read_text("utf-8"))
 RAY_SERVE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "balancer:install",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_serve_app:gates",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "keras_server.balancer:install",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "keras_server.ray_app:gates",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -227,11 +227,11 @@ def test_the_key_comes_from_a_secret_and_variables_are_settings() -> None:
 def test_ray_serves_what_the_settings_say(name: str) -> None:
     application = SERVE_CONFIGS[name]["applications"][0]
     module, _, attribute = application["import_path"].partition(":")
-    assert re.search(rf"^{attribute} = ", (ROOT / f"{module}.py").read_text("utf-8"), re.MULTILINE)
+    assert re.search(rf"^{attribute} = ", (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"), re.MULTILINE)
     given = application.get("runtime_env", {}).get("env_vars", {})
     assert {variable for variable in given if variable.startswith("KERAS_SERVER_")} <= VARIABLES
     deployment = application["deployments"][0]
-    assert f"class {deployment['name']}:" in (ROOT / f"{module}.py").read_text("utf-8")
+    assert f"class {deployment['name']}:" in (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
     assert deployment["max_ongoing_requests"] >= 2 * DEFAULTS["max_batch"]
     assert deployment["max_queued_requests"] == DEFAULTS["queue_size"]
     assert deployment["backpressure_config"] == {"status_code": 503, "retry_after_s": 1}
@@ -257,6 +257,9 @@ def test_a_cluster_without_such_an_environment_has_it_from_the_controller() -> N
 
 
 def test_the_plain_server_knows_nothing_of_ray() -> None:
-    for name in ("run_keras_server", "loading", "engines", "front", "ticket"):
-        assert not re.search(r"\bray\b", (ROOT / f"{name}.py").read_text("utf-8"), re.IGNORECASE)
+    package = {*(ROOT / "keras_server").rglob("*.py")} - {
+        ROOT / "keras_server" / f"{name}.py" for name in ("ray_app", "balancer")
+    }
+    for path in (ROOT / "run_keras_server.py", *package):
+        assert not re.search(r"\bray\b", path.read_text("utf-8"), re.IGNORECASE), path
     assert not re.search("ray|a2wsgi", (ROOT / "requirements.txt").read_text("utf-8"))

@@ -13,11 +13,11 @@ from conftest import DOG, ROOT, encode
 from flask.testing import FlaskClient
 from PIL import Image, ImageDraw
 
-import explain
 import run_keras_server as server
-from explain import Explainer, Unexplainable, cut, grad_cam, logits, producer
-from loading import Source, Spec, Tensor, import_keras
-from ticket import TICKET, Ticket
+from keras_server.api import explanations as explain
+from keras_server.api.explanations import Explainer, Unexplainable, cut, grad_cam, logits, producer
+from keras_server.models.source import Source, Spec, Tensor, import_keras
+from keras_server.ticket import TICKET, Ticket
 
 JSON = {"Accept": "application/json"}
 DOGS_BOX = (40, 25, 910, 730)  # left, top, right, bottom of the dog on dog.jpg, from the tail to the tips of the ears
@@ -507,6 +507,6 @@ def test_the_ramp_rises_evenly_in_lightness() -> None:
 
 
 def test_the_page_has_the_same_ramp() -> None:
-    line = re.search(r"RAMP = \[(.*)\]", (ROOT / "static" / "page.js").read_text())
+    line = re.search(r"RAMP = \[(.*)\]", (ROOT / "keras_server/api/static/page.js").read_text())
     assert line
     assert line[1] == ", ".join('"#{:02x}{:02x}{:02x}"'.format(*colour) for colour in explain.ramp(9))

@@ -9,7 +9,7 @@ from conftest import DOG, encode
 from PIL import Image
 
 import run_keras_server as server
-from loading import PREPROCESS, Spec
+from keras_server.models.source import PREPROCESS, Spec
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from conftest import DOG, encode
 from PIL import Image
 
-import engines
-import loading
 import run_keras_server as server
+from keras_server.models import engines
+from keras_server.models import source as loading
 
 keras: Any = pytest.importorskip("keras")
 Setter = Callable[..., None]

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 import run_keras_server as server
-from ticket import JsonFormatter, Ticket
+from keras_server.ticket import JsonFormatter, Ticket
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 import ast
 import json
 import re
-import tomllib
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,9 @@ import tiny_models
 from conftest import ROOT, FakeModel
 from flask.testing import FlaskClient
 
-import openapi
 import run_keras_server as server
+from keras_server import __version__
+from keras_server.api import docs as openapi
 
 MODELS = ["bundled", "digits", "tabular", "tokens", "half_plus_two", "mixed"]
 
@@ -62,11 +61,14 @@ def test_every_route_is_there_and_no_other(client: FlaskClient) -> None:
     assert operations(document(client)).keys() == expected
 
 
+PARTS = ("keras_server/front/server", "keras_server/api/protocols", "keras_server/api/explanations")
+
+
 def test_every_status_of_the_sources_is_there(client: FlaskClient) -> None:
     """What is raised, aborted or returned with, anywhere in the server."""
     statuses: set[Any] = set()
-    for name in ("run_keras_server", "front", "protocols", "explain"):
-        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+    for name in ("run_keras_server", *PARTS):
+        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 if called in ("abort", "Refusal", "plain") and node.args and isinstance(node.args[0], ast.Constant):
@@ -136,7 +138,7 @@ def test_it_is_whole_for_every_model(served: FlaskClient) -> None:
     for (path, _), operation in operations(found).items():
         assert set(operation["tags"]) <= tags
         assert {p["name"] for p in operation["parameters"] if p["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
-    assert found["info"]["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert found["info"]["version"] == __version__
 
 
 def test_models_without_pictures_have_no_routes_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +199,7 @@ def test_the_page_shows_every_route_with_nothing_from_elsewhere(served: FlaskCli
         if link.startswith("#"):
             assert link[1:] in page.ids
         elif link.startswith("static/"):
-            assert (Path(ROOT) / link).is_file()
+            assert (ROOT / "keras_server" / "api" / link).is_file()
         else:
             assert link == "openapi.json"
     assert "script" not in page.tags  # as the content security policy has it

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 import run_keras_server as server
-from loading import Spec, Tensor
+from keras_server.models.source import Spec, Tensor
 
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
 # Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.

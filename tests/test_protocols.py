@@ -19,8 +19,8 @@ from tiny_models import serve
 from werkzeug.test import TestResponse
 
 import run_keras_server as server
-import tensors
-from loading import Tensor
+from keras_server.api import tensors
+from keras_server.models.source import Tensor
 
 ROWS = {"age": [[30], [40.5]], "sizes": [[1, 2, 3], [4, 5, -6e-3]]}
 JSON_LENGTH = "Inference-Header-Content-Length"

@@ -13,7 +13,7 @@ import tiny_models
 from conftest import DOG, ROOT, Process
 
 import run_keras_server as server
-from loading import Source, open_engine
+from keras_server.models.source import Source, open_engine
 
 CLIENTS = ROOT / ".venv-clients" / "bin"
 clients = pytest.mark.skipif(

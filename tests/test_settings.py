@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import engines
 import run_keras_server as server
-from options import shown_default
+from keras_server.models import engines
+from keras_server.settings import shown_default
 from run_keras_server import SETTINGS, read_settings
 
 BAD = [

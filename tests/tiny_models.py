@@ -19,7 +19,7 @@ import run_keras_server as server
 
 def keras() -> Any:
     """Import Keras quietly, with the same weights each time."""
-    from loading import import_keras
+    from keras_server.models.source import import_keras
 
     found = import_keras()
     found.utils.set_random_seed(1)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 with warnings.catch_warnings():  # of Ray's own use of pydantic and others
     warnings.simplefilter("ignore")
-    import ray_serve_app  # noqa: F401
+    import keras_server.ray_app  # noqa: F401
 
 
 def free_port() -> int:

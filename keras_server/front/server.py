@@ -34,7 +34,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import Input, OldMessage, WSGIHandler, WSGIServer
 from gevent.socket import wait_read
 
-from ticket import LENGTH, Ticket
+from keras_server.ticket import LENGTH, Ticket
 
 log = logging.getLogger("keras_server")
 

@@ -24,9 +24,9 @@ import flask
 import numpy as np
 from werkzeug.routing import BaseConverter
 
-import openapi
-import ticket as account
-from tensors import (
+from keras_server import __version__
+from keras_server import ticket as account
+from keras_server.api.tensors import (
     DATATYPES,
     TensorError,
     check_header,
@@ -409,7 +409,7 @@ def v2_infer(**_: str) -> Any:
 def v2_server() -> Any:
     """Describe the server."""
     extensions = ["classification", "binary_tensor_data"]
-    return {"name": "keras-rest-server", "version": openapi.VERSION, "extensions": extensions}
+    return {"name": "keras-rest-server", "version": __version__, "extensions": extensions}
 
 
 @routes.get("/v2/health/live")

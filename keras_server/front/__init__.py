@@ -1,0 +1,1 @@
+"""The HTTP side: sockets, requests and answers; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Finding, loading and computing models; knows nothing of HTTP."""
