@@ -16,6 +16,10 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 import run_keras_server as server
+from keras_server.models.registry import Predictor, PredictorEngine
+from keras_server.models.served import Served
+from keras_server.models.spec import Spec
+from keras_server.settings import Settings
 
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
@@ -58,10 +62,21 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change settings for one test."""
 
     def change(**values: Any) -> None:
-        for name, value in values.items():
-            monkeypatch.setattr(server.settings, name, value)
+        monkeypatch.setattr(server, "settings", Settings(**vars(server.settings) | values))
 
     return change
+
+
+def spec() -> Spec:
+    """Return the spec of what is served."""
+    return server.app.current_model().spec
+
+
+def serve_with(monkeypatch: pytest.MonkeyPatch, predictor: Predictor | None = None, **values: Any) -> FlaskClient:
+    """Serve a fake whose spec has these values where it differs from ResNet50's."""
+    served = Served(Spec(**values), PredictorEngine(predictor or FakeModel()))
+    monkeypatch.setattr(server, "model", served)
+    return server.app.test_client()
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

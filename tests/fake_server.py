@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_keras_server as server
 from keras_server.front import server as front
+from keras_server.models.served import Served
+from keras_server.models.spec import Spec
 
 gate = threading.Condition()
 passes: float = math.inf  # how many batches are let through
@@ -57,8 +59,8 @@ def stats() -> dict[str, Any]:
         "peak": int(memory["VmHWM"]) * 1024,
         "threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),
-        "busy": bool(server.model.busy),
-        "waiting": server.model.waiting,
+        "busy": bool(server.model.batcher.busy),
+        "waiting": server.model.batcher.waiting,
         "queued": len(found.queue),
         "running": found.running,
         "held": found.held,
@@ -89,7 +91,6 @@ class Front(front.Front):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         fronts.append(self)
-        computed.update(batches=0, rows=0)  # what has warmed up does not count
         threading.Thread(target=obey, daemon=True).start()
 
 
@@ -98,7 +99,12 @@ def main() -> int:
     for name, value in json.loads(sys.argv[1]).items():
         assert hasattr(front, name), name
         setattr(front, name, value)
-    vars(server).update(Front=Front, open_engine=lambda *_: (run, server.Spec(engine="fake")))
+
+    def load_model() -> None:
+        settings = server.settings
+        server.model = Served(Spec(engine="fake"), run, settings.max_batch, settings.queue_size)
+
+    vars(server).update(Front=Front, load_model=load_model)
     return server.main(sys.argv[2:])
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fakes import wait_until
 
+from keras_server.models.batcher import Batcher, ModelDied, Overdue, QueueFull
 from keras_server.ticket import TICKET, Ticket
-from run_keras_server import Batcher, ModelDied, Overdue, QueueFull
 
 
 class Engine:
@@ -176,7 +176,7 @@ def test_the_queue_is_counted_in_rows() -> None:
     answers.append(bench.ask(4, 5))
     assert bench.batcher.waiting == 5
     with pytest.raises(QueueFull):
-        bench.batcher.predict(np.zeros((1, 3), np.float32))
+        bench.batcher.compute([np.zeros((1, 3), np.float32)])
     bench.go()
     assert all(answer.result(20) for answer in answers)
     assert bench.batcher.waiting == 0
@@ -198,7 +198,7 @@ def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench
     bench.batcher.threads[0].join(20)  # its exception is to be reported in this test and not in the next
     assert bench.batcher.dead
     with pytest.raises(ModelDied):
-        bench.batcher.predict(np.zeros((1, 3), np.float32))
+        bench.batcher.compute([np.zeros((1, 3), np.float32)])
 
 
 def test_it_says_since_when_it_is_busy(bench: Bench) -> None:
@@ -240,6 +240,6 @@ def test_many_threads_get_each_their_own_rows(lanes: int) -> None:
     random = np.random.default_rng(0)
     batches = [random.normal(size=(int(n), 2)) for n in random.integers(1, 30, 300)]
     with ThreadPoolExecutor(32) as threads:
-        for batch, answer in zip(batches, threads.map(batcher.predict, batches), strict=True):
+        for batch, answer in zip(batches, threads.map(lambda rows: batcher.compute([rows])[0], batches), strict=True):
             np.testing.assert_array_equal(answer, batch + 1)
     assert batcher.waiting == 0

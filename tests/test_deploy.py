@@ -17,11 +17,13 @@ import pytest
 from conftest import ROOT, Process
 
 import run_keras_server as server
+from keras_server.api.context import NEED_NO_KEY
+from keras_server.settings import SETTINGS
 
 yaml: Any = pytest.importorskip("yaml")
 
-DEFAULTS = {setting.name: setting.default for setting in server.SETTINGS}
-VARIABLES = {setting.variable for setting in server.SETTINGS}
+DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+VARIABLES = {setting.variable for setting in SETTINGS}
 LAST_ANSWERS = 5  # seconds, at least, between the last deadline and the end by force
 
 
@@ -188,7 +190,7 @@ def test_probes_ask_paths_that_the_app_has_without_a_key(probe: str, path: str) 
     asked = CONTAINER[probe]["httpGet"]
     assert asked["path"] == path
     assert path in {rule.rule for rule in server.app.url_map.iter_rules()}
-    assert path.strip("/") in server.NEED_NO_KEY
+    assert path in NEED_NO_KEY
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     assert ports[asked["port"]] == int(ENV["KERAS_SERVER_PORT"])
     assert MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"] == asked["port"]

@@ -4,19 +4,25 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DOG, ROOT, encode
+from conftest import DOG, ROOT, encode, serve_with
 from flask.testing import FlaskClient
 from PIL import Image, ImageDraw
 
 import run_keras_server as server
-from keras_server.api import explanations as explain
-from keras_server.api.explanations import Explainer, Unexplainable, cut, grad_cam, logits, producer
-from keras_server.models.source import Source, Spec, Tensor, import_keras
+from keras_server.explain import heatmap
+from keras_server.explain.cam import Unexplainable, cut, grad_cam, logits, producer
+from keras_server.explain.explainer import Explainer
+from keras_server.models.batcher import Overdue, QueueFull
+from keras_server.models.registry import PredictorEngine
+from keras_server.models.served import Served
+from keras_server.models.source import KerasModel, Source, import_keras
+from keras_server.models.spec import Spec, Tensor
 from keras_server.ticket import TICKET, Ticket
 
 JSON = {"Accept": "application/json"}
@@ -49,13 +55,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Serve a Keras model to the test client."""
 
     def put(keras_model: Any, spec: Spec | None = None) -> FlaskClient:
-        source = Source("bundled")
-        source.name, source.path = "tiny", ROOT / "tiny.keras"
-        predict = SimpleNamespace(
-            predict=lambda batch: np.asarray(keras_model(batch)), run=SimpleNamespace(model=keras_model)
-        )
-        monkeypatch.setattr(server, "model", predict)
-        monkeypatch.setattr(server, "spec", spec or source.describe(keras_model))
+        spec = spec or replace(KerasModel(keras_model).describe(keras_model), name="tiny", labels=(), preprocess="none")
+        engine = PredictorEngine(SimpleNamespace(predict=lambda batch: np.asarray(keras_model(batch))))
+        monkeypatch.setattr(server, "model", Served(spec, engine, load=lambda: keras_model))
         return server.app.test_client()
 
     return put
@@ -293,15 +295,13 @@ def test_another_backend_is_refused(keras: Any, monkeypatch: pytest.MonkeyPatch)
         grad_cam(None, "any")
 
 
-def test_a_model_from_nowhere_is_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, dog: bytes) -> None:
-    monkeypatch.setattr(server, "source", None)
-    monkeypatch.setattr(server, "spec", Spec())
+def test_a_model_from_nowhere_is_refused(client: FlaskClient, dog: bytes) -> None:
     answer = ask(client, dog)
     assert (answer.status_code, "cannot be loaded" in answer.json["error"]) == (422, True)
 
 
 def test_channels_first_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, dog: bytes) -> None:
-    monkeypatch.setattr(server, "spec", Spec(inputs=[Tensor("image", [3, 224, 224], "float32")]))
+    serve_with(monkeypatch, inputs=(Tensor("image", (3, 224, 224), "float32"),))
     answer = ask(client, dog)
     assert (answer.status_code, "channels last" in answer.json["error"]) == (422, True)
 
@@ -423,7 +423,7 @@ def test_the_overlay_is_upright(bundled_client: Any, orientation: int) -> None:
 )
 def test_any_picture_is_overlaid_within_bounds(bundled_client: Any, picture: Image.Image) -> None:
     overlay = Image.open(io.BytesIO(ask(bundled_client, encode(picture)).data))
-    scale = min(1, explain.SIDE / max(picture.size))
+    scale = min(1, heatmap.SIDE / max(picture.size))
     assert overlay.size == tuple(round(scale * length) for length in picture.size)
     answer = ask(bundled_client, encode(picture), **JSON).json
     assert (answer["width"], answer["height"]) == picture.size
@@ -438,8 +438,8 @@ def test_grey_pictures_and_numbered_classes(keras: Any, serve: Callable[..., Any
 
 
 def test_logits_become_probabilities(keras: Any, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    client = serve(tiny(keras, keras.layers.Flatten(), keras.layers.Dense(3)))
-    monkeypatch.setattr(server.spec, "activation", "softmax")
+    keras_model = tiny(keras, keras.layers.Flatten(), keras.layers.Dense(3))
+    client = serve(keras_model, replace(KerasModel(keras_model).describe(keras_model), labels=(), activation="softmax"))
     data = encode(Image.fromarray((noise(12, 12, 3) * 255).astype(np.uint8)))
     found = [ask(client, data, f"?label={label}", **JSON).json["probability"] for label in range(3)]
     assert sum(found) == pytest.approx(1, abs=1e-5)
@@ -451,9 +451,8 @@ def test_logits_become_probabilities(keras: Any, serve: Callable[..., Any], monk
 
 
 @pytest.fixture
-def blocked(monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]) -> Iterator[tuple[Explainer, Any, Any]]:
+def blocked() -> Iterator[tuple[Explainer, Any, Any]]:
     """An explainer whose model waits to be released, and the events that say so."""
-    setting(max_batch=1)
     entered, release = threading.Event(), threading.Event()
 
     def cam(picture: np.ndarray, label: int) -> np.ndarray:
@@ -461,8 +460,8 @@ def blocked(monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]) -> It
         release.wait(60)
         return np.ones((2, 2), np.float32)
 
-    explainer = Explainer(server)
-    explainer.spec, explainer.cam = server.spec, cam
+    explainer = Explainer(Spec(), None, queue_size=1)
+    explainer.cam = cam
     yield explainer, entered, release
     release.set()
 
@@ -476,7 +475,7 @@ def test_past_the_queue_explanations_are_turned_away(blocked: tuple[Explainer, A
     threads[1].start()
     while explainer.batcher.waiting < 1:  # until the second stands in the queue, which holds one
         threads[1].join(0.01)
-    with pytest.raises(server.QueueFull):
+    with pytest.raises(QueueFull):
         explainer.heat(picture, 0)
     release.set()
     for thread in threads:
@@ -488,7 +487,7 @@ def test_an_explanation_ends_with_its_deadline(blocked: tuple[Explainer, Any, An
     explainer, _, _ = blocked
     token = TICKET.set(Ticket(0))
     try:
-        with pytest.raises(server.Overdue):
+        with pytest.raises(Overdue):
             explainer.heat(noise(1, 4, 4, 3), 0)
     finally:
         TICKET.reset(token)
@@ -498,7 +497,7 @@ def test_an_explanation_ends_with_its_deadline(blocked: tuple[Explainer, Any, An
 
 
 def test_the_ramp_rises_evenly_in_lightness() -> None:
-    ramp = explain.ramp().astype(float) / 255
+    ramp = heatmap.ramp().astype(float) / 255
     linear = np.where(ramp <= 0.04045, ramp / 12.92, ((ramp + 0.055) / 1.055) ** 2.4)
     to_cones = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
                          [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
@@ -509,4 +508,4 @@ def test_the_ramp_rises_evenly_in_lightness() -> None:
 def test_the_page_has_the_same_ramp() -> None:
     line = re.search(r"RAMP = \[(.*)\]", (ROOT / "keras_server/api/static/page.js").read_text())
     assert line
-    assert line[1] == ", ".join('"#{:02x}{:02x}{:02x}"'.format(*colour) for colour in explain.ramp(9))
+    assert line[1] == ", ".join('"#{:02x}{:02x}{:02x}"'.format(*colour) for colour in heatmap.ramp(9))

@@ -13,11 +13,13 @@ import pytest
 from bombs import chunk
 from conftest import FakeModel, encode
 from fakes import PIXEL, FakeServer, Raw, post, request
+from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import run_keras_server as server
+from keras_server.images import open_image
 
 settings.register_profile(
     "server", deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck], print_blob=False
@@ -220,8 +222,8 @@ def test_noise_is_refused() -> None:
         assert "Traceback" not in fake.log
 
 
-def test_the_seeds_are_all_read() -> None:
+def test_the_seeds_are_all_read(client: FlaskClient) -> None:
     for name, data in SEEDS.items():
-        image = server.open_image(data)
+        image = open_image(data, 50)
         assert server.prepare_image(image, (8, 8)).shape == (1, 8, 8, 3), name
         assert Image.open(io.BytesIO(data)).format

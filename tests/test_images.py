@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DOG, encode
+from conftest import DOG, encode, serve_with
 from PIL import Image
 
 import run_keras_server as server
-from keras_server.models.source import PREPROCESS, Spec
+from keras_server.images import PREPROCESS, ImageError, open_image
+from keras_server.models.spec import Tensor
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def keras() -> Any:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preprocess nothing, so that pixels can be looked at."""
-    monkeypatch.setattr(server, "spec", Spec(preprocess="none"))
+    serve_with(monkeypatch, preprocess="none")
 
 
 def picture() -> Image.Image:
@@ -32,12 +33,12 @@ def picture() -> Image.Image:
 
 
 def prepare(data: bytes, target: tuple[int, int] = (60, 40)) -> np.ndarray:
-    return server.prepare_image(server.open_image(data), target)
+    return server.prepare_image(open_image(data, 50), target)
 
 
 @pytest.mark.parametrize("mode", PREPROCESS)
 def test_preprocessing_equals_keras(keras: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "spec", Spec(preprocess=mode))
+    serve_with(monkeypatch, preprocess=mode)
     expected = np.asarray(Image.open(DOG).resize((224, 224)), np.float32)[np.newaxis]
     if mode != "none":
         expected = keras.applications.imagenet_utils.preprocess_input(expected, mode=mode)
@@ -129,9 +130,7 @@ def test_animations_give_their_first_frame(plain: None) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_are_the_models(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Spec(preprocess="none")
-    spec.inputs[0].shape = [40, 60, channels]
-    monkeypatch.setattr(server, "spec", spec)
+    serve_with(monkeypatch, preprocess="none", inputs=(Tensor("image", (40, 60, channels), "float32"),))
     expected = np.asarray(picture().convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]), np.float32)
     assert np.array_equal(prepare(encode(picture()))[0], expected.reshape(40, 60, channels))
 
@@ -145,7 +144,7 @@ def photograph(megapixels: float) -> Image.Image:
 
 def test_large_photos_are_decoded_small(plain: None, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photograph(12)
-    opened = server.open_image(encode(image, "JPEG", quality=92))
+    opened = open_image(encode(image, "JPEG", quality=92), 50)
     prepared = server.prepare_image(opened, (224, 224))
     assert opened.width < image.width / 2, "decoded at a fraction"
     reference = np.asarray(image.resize((224, 224)), np.float32)
@@ -154,17 +153,16 @@ def test_large_photos_are_decoded_small(plain: None, monkeypatch: pytest.MonkeyP
 
 def test_small_photos_are_decoded_whole(plain: None) -> None:
     small = photograph(0.18)  # about 490 x 370
-    opened = server.open_image(encode(small, "JPEG", quality=92))
+    opened = open_image(encode(small, "JPEG", quality=92), 50)
     reference = np.asarray(Image.open(io.BytesIO(encode(small, "JPEG", quality=92))).resize((224, 224)), np.float32)
     assert np.array_equal(server.prepare_image(opened, (224, 224))[0], reference)
 
 
-def test_opening_decodes_nothing(setting: Any) -> None:
+def test_opening_decodes_nothing() -> None:
     """The limit is looked at in the header: a picture of 30,000 x 30,000 costs nothing to refuse."""
-    setting(max_megapixels=50)
     image = Image.new("1", (30_000, 30_000))
-    with pytest.raises(server.ImageError, match="30000 x 30000"):
-        server.open_image(encode(image))
+    with pytest.raises(ImageError, match="30000 x 30000"):
+        open_image(encode(image), 50)
 
 
 def test_phone_photos_of_several_pictures(plain: None) -> None:

@@ -342,9 +342,10 @@ def test_a_body_that_comes_too_late_is_answered_408() -> None:
 def test_readiness_follows_the_model(fake: FakeServer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fake.ask(request("/readyz")).json["status"] == "ready"
     assert fake.ask(request("/healthz")).status == 200
+    batcher = server.app.current_model().batcher
     for attribute, value in (("dead", True), ("busy", {0: time.monotonic() - server.settings.timeout - 1})):
         with monkeypatch.context() as patch:
-            patch.setattr(server.model, attribute, value, raising=False)
+            patch.setattr(batcher, attribute, value)
             answer = client.get("/readyz")
             assert answer.status_code == 503
             assert answer.headers["Retry-After"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DOG, encode
+from conftest import DOG, encode, spec
 from PIL import Image
 
 import run_keras_server as server
@@ -25,8 +25,7 @@ Setter = Callable[..., None]
 @pytest.fixture(autouse=True)
 def house(monkeypatch: pytest.MonkeyPatch, setting: Setter, tmp_path: Path) -> Iterator[None]:
     """Leave the house as it was found, and keep converted models in a folder of the test's."""
-    for name in ("model", "spec", "source"):
-        monkeypatch.setattr(server, name, getattr(server, name))
+    monkeypatch.setattr(server, "model", None)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
     setting(cache_dir=str(tmp_path / "cache"))
     yield
@@ -77,13 +76,13 @@ def test_resnet50_from_a_weights_file_answers_as_keras_does(resnet: Any, engine:
     keras_model, path = resnet
     setting(model="resnet50", weights=str(path), engine=engine, cache_dir="")
     server.load_model()
-    assert server.spec.engine == {"openvino": "openvino", "keras": "keras/tensorflow"}[engine]
-    assert (server.spec.name, server.spec.preprocess, server.spec.target) == ("resnet50", "caffe", (224, 224))
+    assert spec().engine == {"openvino": "openvino", "keras": "keras/tensorflow"}[engine]
+    assert (spec().name, spec().preprocess, spec().target) == ("resnet50", "caffe", (224, 224))
     pixels = np.asarray(Image.open(io.BytesIO(PHOTO)).resize((224, 224)), np.float32)[np.newaxis]
     expected = keras_model.predict(keras.applications.resnet50.preprocess_input(pixels), verbose=0)[0]
     answer = probabilities(classify(PHOTO, 1000))
-    assert np.abs(np.array([answer[label] for label in server.spec.labels if label in answer]) - [
-        expected[server.spec.labels.index(label)] for label in server.spec.labels if label in answer
+    assert np.abs(np.array([answer[label] for label in spec().labels if label in answer]) - [
+        expected[spec().labels.index(label)] for label in spec().labels if label in answer
     ]).max() < 1e-4  # fmt: skip
     assert len(answer) >= 998  # ImageNet has two pairs of classes of one name: crane and maillot
 
@@ -159,7 +158,7 @@ def test_default_falls_back_to_the_bundled_model(setting: Setter, cache: str, mo
 
     monkeypatch.setattr(keras.applications, "ResNet50", refuse)
     server.load_model()
-    assert server.spec.name == "efficientnet_lite0"
+    assert spec().name == "efficientnet_lite0"
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "Name not known" in record.getMessage()
     assert "--weights" in record.getMessage()
@@ -179,7 +178,7 @@ def test_resnet50_in_keras_cache_is_the_default(resnet: Any, setting: Setter, mo
     build.__module__ = "keras.src.applications.resnet"
     monkeypatch.setattr(keras.applications, "ResNet50", build)
     server.load_model()
-    assert server.spec.name == "resnet50"
+    assert spec().name == "resnet50"
     assert built == ["imagenet"]
 
 
@@ -245,7 +244,7 @@ def test_size_channels_and_layout_are_the_models(channels: int, layout: str, set
     path = save(tmp_path, *layers(*shape, layout=layout))
     setting(model=str(path))
     server.load_model()
-    assert server.spec.target == (30, 20)
+    assert spec().target == (30, 20)
     kernel, bias = keras.saving.load_model(path).get_weights()
     shown = Image.open(io.BytesIO(PHOTO)).convert("L" if channels == 1 else "RGB")
     features = np.asarray(shown.resize((30, 20), reducing_gap=3), np.float32).reshape(-1, channels).mean(0) / 255
@@ -276,7 +275,7 @@ def test_one_output_becomes_two_rows(activation: str | None, setting: Setter, tm
     dense = keras.layers.Dense(1, activation, bias_initializer=keras.initializers.Constant(2.0))
     setting(model=str(save(tmp_path, *layers(16, 16, 3)[:-1], dense)), labels=str(tmp_path / "labels.txt"))
     server.load_model()
-    if activation is None and server.spec.activation == "none":
+    if activation is None and spec().activation == "none":
         pytest.fail("a lone logit was taken for a probability")
     answer = classify(PHOTO, 2)["predictions"]
     assert [row["label"] for row in answer] == ["dog", "cat"]
@@ -286,7 +285,7 @@ def test_one_output_becomes_two_rows(activation: str | None, setting: Setter, tm
 def test_independent_classes_stay_as_they_are(setting: Setter, tmp_path: Path) -> None:
     setting(model=str(save(tmp_path, *layers(16, 16, 3, activation="sigmoid"))))
     server.load_model()
-    assert server.spec.activation == "none"
+    assert spec().activation == "none"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +322,7 @@ def test_other_formats(name: str, setting: Setter, tmp_path: Path) -> None:
         keras_model.export(tmp_path / name, verbose=False)
     setting(model=str(tmp_path / name))
     server.load_model()
-    assert server.spec.name == Path(name).stem
+    assert spec().name == Path(name).stem
     assert probabilities(classify(PHOTO, 4)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -331,7 +330,7 @@ def test_other_formats(name: str, setting: Setter, tmp_path: Path) -> None:
 def test_preprocess_can_be_chosen(mode: str, setting: Setter, tmp_path: Path) -> None:
     setting(model=str(save(tmp_path, *layers(16, 16, 3))), preprocess=mode)
     server.load_model()
-    assert server.spec.preprocess == {"resnet50": "caffe"}.get(mode, mode)
+    assert spec().preprocess == {"resnet50": "caffe"}.get(mode, mode)
 
 
 MISTAKES: dict[str, tuple[dict[str, str], str]] = {
@@ -390,7 +389,7 @@ def test_model_that_openvino_cannot_convert(setting: Setter, tmp_path: Path, mon
 
     monkeypatch.setattr(loading, "convert", fail)
     server.load_model()
-    assert server.spec.engine == "keras/tensorflow"
+    assert spec().engine == "keras/tensorflow"
     assert "no translation" in caplog.text
     assert sum(probabilities(classify(PHOTO, 4)).values()) == pytest.approx(1)
     setting(engine="openvino")

@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import requests
-from conftest import DOG, ROOT, Process, encode
+from conftest import DOG, ROOT, Process, encode, serve_with
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 import run_keras_server as server
-from keras_server.models.source import Spec, Tensor
+from keras_server.models.spec import Tensor
 
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
 # Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
@@ -174,7 +174,7 @@ def test_the_page_is_small_and_comes_from_here(visit: Visit, browser: Browser, s
 
 
 def test_a_model_that_takes_no_pictures_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "spec", Spec("prices", inputs=[Tensor("size", [3], "float32")]))
+    serve_with(monkeypatch, name="prices", inputs=(Tensor("size", (3,), "float32"),), kind="none")
     text = server.app.test_client().get("/").text
     assert "This model takes no pictures" in text
     assert "/v2/models/prices/infer" in text

@@ -231,6 +231,12 @@ def test_every_error_has_one_shape(client: FlaskClient, method: str, path: str, 
     assert (status == 405) == ("Allow" in answer.headers)
 
 
+def test_a_query_in_another_encoding_is_refused(client: FlaskClient, dog: bytes) -> None:
+    answer = client.post("/predict", data=form((dog, "dog.jpg")), environ_overrides={"QUERY_STRING": "\xff=1"})
+    assert answer.status_code == 400
+    assert "UTF-8" in answer.json["error"]
+
+
 def test_error_within_the_server(
     client: FlaskClient, dog: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,23 +4,25 @@ import base64
 import gzip
 import json
 import struct
-import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
-from conftest import FakeModel, encode
+from conftest import FakeModel, encode, spec
 from flask.testing import FlaskClient
 from PIL import Image
 from tiny_models import serve
 from werkzeug.test import TestResponse
 
 import run_keras_server as server
+from keras_server import ticket as account
 from keras_server.api import tensors
-from keras_server.models.source import Tensor
+from keras_server.models.batcher import ModelDied, Overdue, QueueFull
+from keras_server.models.spec import Tensor
 
 ROWS = {"age": [[30], [40.5]], "sizes": [[1, 2, 3], [4, 5, -6e-3]]}
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -28,12 +30,12 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 
 def predict_v1(client: FlaskClient, body: Any, version: str = "") -> TestResponse:
     """POST to TensorFlow Serving's path of the served model."""
-    return client.post(f"/v1/models/{server.spec.name}{version}:predict", json=body)
+    return client.post(f"/v1/models/{spec().name}{version}:predict", json=body)
 
 
 def infer(client: FlaskClient, body: Any, tail: bytes | None = None, **headers: str) -> TestResponse:
     """POST to the Open Inference Protocol's path, with binary tensors after the JSON if there are any."""
-    path = f"/v2/models/{server.spec.name}/infer"
+    path = f"/v2/models/{spec().name}/infer"
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     if tail is not None:
         headers = {JSON_LENGTH: str(len(data))} | headers
@@ -202,20 +204,21 @@ def test_classification_is_spelled_as_triton_spells_it(tabular: FlaskClient, mon
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 1])
     assert output["data"] == [f"{row.max():f}:{row.argmax()}" for row in risk]
 
-    monkeypatch.setattr(server.spec, "labels", ["låg", "hög"])
+    labels = ("låg", "hög")
+    monkeypatch.setattr(server.model, "spec", replace(spec(), labels=labels))
     wanted["parameters"] |= {"classification": 9, "binary_data": True}  # there are two
     head, tail = parts(infer(tabular, {"inputs": tabular_inputs(), "outputs": [wanted]}))
     assert head["outputs"][0]["shape"] == [2, 2]
     (size,) = struct.unpack_from("<I", tail)
     best = int(risk[0].argmax())
-    assert tail[4 : 4 + size].decode() == f"{risk[0].max():f}:{best}:{server.spec.labels[best]}"
+    assert tail[4 : 4 + size].decode() == f"{risk[0].max():f}:{best}:{labels[best]}"
 
 
 def test_bytes_are_images_and_their_classes_those_of_predict(digits: FlaskClient, digit: bytes) -> None:
     upload = digits.post("/predict?top=2", data=digit, content_type="image/png").json
     assert upload
     expected = [f"{row['probability']:f}:{row['label']}" for row in upload["predictions"]]
-    outputs = [{"name": server.spec.outputs[0].name, "parameters": {"classification": 2}}]
+    outputs = [{"name": spec().outputs[0].name, "parameters": {"classification": 2}}]
     text = base64.b64encode(digit).decode()
     for shape, data in (([2], [text, text]), ([2, 1], [[text], [text]])):
         item = {"name": "digit", "shape": shape, "datatype": "BYTES", "data": data}
@@ -238,9 +241,9 @@ def test_bytes_are_images_and_their_classes_those_of_predict(digits: FlaskClient
 
 def test_logits_are_classified_by_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve(monkeypatch, "logits")
-    monkeypatch.setattr(server.spec, "activation", "softmax")
+    monkeypatch.setattr(server.model, "spec", replace(spec(), activation="softmax"))
     picture = np.linspace(0, 1, 192).reshape(1, 8, 8, 3)
-    name = server.spec.outputs[0].name
+    name = spec().outputs[0].name
     outputs = [{"name": name, "parameters": {"classification": 5}}]
     found = infer(client, {"inputs": [tensor("image", picture.tolist())], "outputs": outputs}).json
     assert found
@@ -277,14 +280,15 @@ def test_readiness_is_that_of_the_server(tabular: FlaskClient, monkeypatch: pyte
         assert found
         assert found["ready"] is True
     assert tabular.get("/v2/health/live").json == {"live": True}
-    draining = threading.Event()
-    draining.set()
-    monkeypatch.setattr(server, "draining", draining)
-    for path in paths:
-        refusal(tabular.get(path), 503)
+    server.app.draining.set()
+    try:
+        for path in paths:
+            refusal(tabular.get(path), 503)
+    finally:
+        server.app.draining.clear()
     assert tabular.get("/v2/health/live").status_code == 200
     monkeypatch.setattr(server, "model", None)
-    refusal(infer(tabular, {"inputs": []}), 503)
+    refusal(tabular.post("/v2/models/tabular/infer", json={"inputs": []}), 503)
 
 
 # Models of every kind
@@ -340,10 +344,9 @@ def test_many_inputs_and_outputs_keep_their_order(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_that_only_predicts_is_enough(client: FlaskClient, model: FakeModel, dog: bytes) -> None:
-    spec = server.spec
     memory = struct.pack("<I", len(dog)) + dog
     item = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(memory)}}
-    wanted = {"name": spec.outputs[0].name, "parameters": {"classification": 1}}
+    wanted = {"name": spec().outputs[0].name, "parameters": {"classification": 1}}
     found = infer(client, {"inputs": [item], "outputs": [wanted]}, memory).json
     assert found
     assert found["outputs"][0]["data"] == ["0.900000:235:German_shepherd"]
@@ -500,7 +503,7 @@ def test_bodies_that_are_no_sound_json(tabular: FlaskClient, body: bytes, senten
 )
 def test_numbers_outside_their_type(dtype: str, values: list[Any], sentence: str) -> None:
     with pytest.raises(tensors.TensorError, match=sentence):
-        tensors.from_values(values, Tensor("x", [], dtype))
+        tensors.from_values(values, Tensor("x", (), dtype))
 
 
 def test_the_largest_numbers_of_each_type() -> None:
@@ -509,7 +512,7 @@ def test_the_largest_numbers_of_each_type() -> None:
             continue
         limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
         values = [limits.min.item(), limits.max.item()] if dtype.startswith("float") else [limits.min, limits.max]
-        assert tensors.from_values(values, Tensor("x", [], dtype)).tolist() == values
+        assert tensors.from_values(values, Tensor("x", (), dtype)).tolist() == values
 
 
 def test_unknown_models_and_versions(tabular: FlaskClient) -> None:
@@ -559,9 +562,7 @@ def test_rows_are_limited(tabular: FlaskClient, setting: Callable[..., None]) ->
     assert "2 rows: send 1 to 1" in refusal(predict_v1(tabular, {"inputs": ROWS}))
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(server.QueueFull(), 503), (server.Overdue(), 504), (server.ModelDied(), 500)]
-)
+@pytest.mark.parametrize(("error", "status"), [(QueueFull(), 503), (Overdue(), 504), (ModelDied(), 500)])
 def test_what_happens_to_images_happens_to_tensors(
     tabular: FlaskClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
@@ -582,6 +583,6 @@ def test_keys_are_asked_for(tabular: FlaskClient, setting: Callable[..., None]) 
 
 
 def test_rows_are_counted(tabular: FlaskClient) -> None:
-    before = server.account.IMAGES._value.get()
+    before = account.IMAGES._value.get()
     infer(tabular, {"inputs": tabular_inputs()})
-    assert server.account.IMAGES._value.get() == before + 2
+    assert account.IMAGES._value.get() == before + 2

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import run_keras_server as server
-from keras_server.models import engines
-from keras_server.settings import shown_default
-from run_keras_server import SETTINGS, read_settings
+from keras_server import machine
+from keras_server.settings import SETTINGS, Setting, read_settings, shown_default
 
 BAD = [
     ("--port", "abc"),
@@ -52,7 +50,7 @@ def test_command_line_before_environment_before_default(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_setting_can_stand_in_both(setting: server.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_can_stand_in_both(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     text = {"engine": "keras", "precision": "bfloat16", "activation": "softmax", "log_format": "json"}.get(
         setting.name, "on" if isinstance(setting.default, bool) else "7" if setting.default != () else "k"
     )
@@ -143,7 +141,7 @@ def test_processors(
 ) -> None:
     """The container's quota and the process' affinity count, not the machine's processors."""
 
-    def read_text(path: engines.Path, *_: object) -> str:
+    def read_text(path: machine.Path, *_: object) -> str:
         if str(path) == "/proc/self/cgroup":
             return "0::/box\n"
         assert str(path) in ("/sys/fs/cgroup/box/cpu.max", "/box/cpu.max")
@@ -151,6 +149,6 @@ def test_processors(
             raise FileNotFoundError
         return quota
 
-    monkeypatch.setattr(engines.Path, "read_text", read_text)
-    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
-    assert engines.processors() == expected
+    monkeypatch.setattr(machine.Path, "read_text", read_text)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
+    assert machine.processors() == expected

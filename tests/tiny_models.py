@@ -15,6 +15,10 @@ import pytest
 from flask.testing import FlaskClient
 
 import run_keras_server as server
+from keras_server.models.registry import serve_source
+from keras_server.models.served import Served
+from keras_server.models.source import Source
+from keras_server.settings import Settings
 
 
 def keras() -> Any:
@@ -108,21 +112,14 @@ def file_of(name: str) -> Path:
 
 
 @functools.cache
-def loaded(name: str, engine: str = "auto") -> tuple[Any, Any, Any]:
-    """Return what load_model() makes of a model: its batcher, spec and source."""
-    before = server.model, server.spec, server.source, server.settings.model, server.settings.engine
-    server.settings.model, server.settings.engine, server.settings.cache_dir = str(file_of(name)), engine, ""
-    try:
-        server.load_model()
-        return server.model, server.spec, server.source
-    finally:
-        server.model, server.spec, server.source, server.settings.model, server.settings.engine = before
+def loaded(name: str, engine: str = "auto") -> Served:
+    """Return what is served of a model."""
+    return serve_source(Source(str(file_of(name))), Settings(engine=engine, cache_dir=""))
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, name: str, engine: str = "auto") -> FlaskClient:
     """Serve a model for one test."""
-    for attribute, value in zip(("model", "spec", "source"), loaded(name, engine), strict=True):
-        monkeypatch.setattr(server, attribute, value)
+    monkeypatch.setattr(server, "model", loaded(name, engine))
     return server.app.test_client()
 
 

@@ -11,13 +11,17 @@ import copy
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flask
 import numpy as np
 
 from keras_server import __version__
+from keras_server.api.context import NEED_NO_KEY
 from keras_server.api.tensors import DATATYPES
+from keras_server.models.spec import Spec, Tensor
+from keras_server.settings import Settings
 
 Schema = dict[str, Any]
 
@@ -45,26 +49,26 @@ HEADERS = {
 }
 
 
-def blueprint(server: Any) -> flask.Blueprint:
-    """Return the routes of the document and its page, for the app of the module run_keras_server."""
-    routes = flask.Blueprint("openapi", __name__)
-
-    @routes.get("/openapi.json")
-    def openapi() -> Any:
-        """Describe every route to a program."""
-        return document(server)
-
-    @routes.get("/docs")
-    def docs() -> Any:
-        """Describe every route to a person."""
-        return flask.render_template("docs.html", document=document(server), spec=server.spec)
-
-    return routes
+Render = Callable[[Spec, Settings], str]  # makes a document that depends on nothing else
 
 
-def document(server: Any) -> dict[str, Any]:
+def page(spec: Spec, settings: Settings) -> str:
+    """Return the page for a person with a browser."""
+    return flask.render_template("index.html", spec=spec, limit=settings.max_upload_mb)
+
+
+def openapi(spec: Spec, settings: Settings) -> str:
+    """Return the description of every route for a program."""
+    return flask.json.dumps(document(spec, settings))
+
+
+def documentation(spec: Spec, settings: Settings) -> str:
+    """Return the description of every route for a person."""
+    return flask.render_template("docs.html", document=document(spec, settings), spec=spec)
+
+
+def document(spec: Spec, settings: Settings) -> dict[str, Any]:
     """Return the document for what is served now."""
-    spec, settings = server.spec, server.settings
     classes = spec.classes if spec.image else 1
     text = flask.render_template("openapi.json", version=__version__, spec=spec, classes=classes, settings=settings)
     found = json.loads(text)
@@ -75,11 +79,13 @@ def document(server: Any) -> dict[str, Any]:
             paths[path.replace("{name}", "{name}/versions/{version}")] = copy.deepcopy(item)
         elif path in ("/predict", "/explain") and not spec.image:
             paths[path] = {"description": "This model takes no pictures: here each request is answered 400."}
-    free = {path_of(rule) for rule in server.app.url_map.iter_rules() if rule.endpoint in server.NEED_NO_KEY}
+    free = {path_of(rule) for rule in NEED_NO_KEY}
     for path, item in paths.items():
         for method in item.keys() & {"get", "post"}:
-            complete(item[method], method, path, server, needs_key=path not in free)
-    schemas = common_schemas(spec, classes) | v1_schemas(server) | v2_schemas(server)
+            complete(item[method], method, path, spec.name, path not in free, bool(settings.api_key))
+    schemas = (
+        common_schemas(spec, classes) | v1_schemas(spec, settings.queue_size) | v2_schemas(spec, settings.queue_size)
+    )
     shared = {f"{kind}{status}": error(kind, status) for kind in ("Error", "ProtocolError") for status in ERRORS}
     found["components"] = {"schemas": schemas, "responses": shared}
     if settings.api_key:
@@ -87,19 +93,19 @@ def document(server: Any) -> dict[str, Any]:
     return found
 
 
-def path_of(rule: Any) -> str:
+def path_of(rule: str) -> str:
     """Return a route's path as OpenAPI writes it."""
-    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
-def complete(operation: Schema, method: str, path: str, server: Any, needs_key: bool) -> None:
+def complete(operation: Schema, method: str, path: str, name: str, needs_key: bool, has_key: bool) -> None:
     """Add to an operation its id, the parameters in its path, its headers and the errors that it may answer with."""
     operation["operationId"] = "_".join([method, *re.findall(r"\w+", path)])
-    values = {"name": {"const": server.spec.name}, "version": {"const": "1"}, "filename": {"type": "string"}}
+    values = {"name": {"const": name}, "version": {"const": "1"}, "filename": {"type": "string"}}
     names = re.findall(r"{(\w+)}", path)
-    given = [{"name": name, "in": "path", "required": True, "schema": values[name]} for name in names]
+    given = [{"name": key, "in": "path", "required": True, "schema": values[key]} for key in names]
     operation["parameters"] = given + operation.get("parameters", [])
-    if needs_key and server.settings.api_key:
+    if needs_key and has_key:
         operation["security"] = [{"key": []}]
     operation["responses"]["200"]["headers"] = REQUEST_ID
     kind = "ProtocolError" if path.startswith(("/v1", "/v2")) else "Error"
@@ -136,7 +142,7 @@ def record(required: dict[str, Schema], optional: dict[str, Schema] | None = Non
     return {"type": "object", "required": [*required], "properties": required | (optional or {}), **more}
 
 
-def common_schemas(spec: Any, classes: int) -> dict[str, Schema]:
+def common_schemas(spec: Spec, classes: int) -> dict[str, Schema]:
     """Return what is not about tensors: errors, labels, and the descriptions of server and model."""
     rows = array(record({"label": TEXT, "probability": SHARE}), 1, classes)
     served = {"success": {"const": True}, "model": {"const": spec.name}}
@@ -176,7 +182,7 @@ def value_of(dtype: str) -> Schema:
     return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
 
 
-def row_of(tensor: Any) -> Schema:
+def row_of(tensor: Tensor) -> Schema:
     """Return the schema of one row of an input: lists that are nested as its shape says."""
     found = value_of(tensor.dtype)
     for length in reversed(tensor.shape):
@@ -184,12 +190,12 @@ def row_of(tensor: Any) -> Schema:
     return found
 
 
-def is_vast(spec: Any) -> bool:
+def is_vast(spec: Spec) -> bool:
     """Return whether the pictures have so many numbers that nobody would write them in JSON, nor try them out."""
     return math.prod(length or 1 for length in spec.inputs[0].shape) > 4096
 
 
-def answer_of(tensor: Any) -> Schema:
+def answer_of(tensor: Tensor) -> Schema:
     """Return the schema of one row of an output, with null for what is not finite."""
     found: Schema = {"type": {"b": ["boolean"], "f": ["number", "null"]}.get(np.dtype(tensor.dtype).kind, ["integer"])}
     for _ in tensor.shape:
@@ -197,9 +203,8 @@ def answer_of(tensor: Any) -> Schema:
     return found
 
 
-def v1_schemas(server: Any) -> dict[str, Schema]:
+def v1_schemas(spec: Spec, most: int) -> dict[str, Schema]:
     """Return what TensorFlow Serving's REST API takes and answers."""
-    spec, most = server.spec, server.settings.queue_size
     rows = {tensor.name: row_of(tensor) for tensor in spec.inputs}
     if spec.image:
         ((name, row),) = rows.items()
@@ -224,11 +229,10 @@ def v1_schemas(server: Any) -> dict[str, Schema]:
     }
 
 
-def v2_schemas(server: Any) -> dict[str, Schema]:
+def v2_schemas(spec: Spec, most: int) -> dict[str, Schema]:
     """Return what the Open Inference Protocol takes and answers, as far as it is JSON."""
-    spec, most = server.spec, server.settings.queue_size
 
-    def tensor_of(name: str, datatype: str, lengths: list[int | None], data: Schema) -> Schema:
+    def tensor_of(name: str, datatype: str, lengths: Sequence[int | None], data: Schema) -> Schema:
         axes = [LENGTH | {"maximum": most}, *({"const": length} if length else LENGTH for length in lengths)]
         shape = {"type": "array", "prefixItems": axes, "minItems": len(axes), "maxItems": len(axes)}
         return record({"name": {"const": name}, "datatype": {"const": datatype}, "shape": shape, "data": data})

@@ -36,16 +36,6 @@ class Engine(Protocol):
         """Compute one batch."""
 
 
-def processors() -> int:
-    """Return how many processors this process may use: its affinity, cut by the container's CPU quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # cgroup v2: "150000 100000" is one and a half, "max" no quota
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        quota, period = (Path("/sys/fs/cgroup") / group / "cpu.max").read_text().split()
-        count = min(count, int(quota) // int(period))
-    return max(1, count)
-
-
 def accelerated() -> bool:
     """Return whether Keras computes on something that OpenVINO would not use. Imports Keras only if that may be."""
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 import os
 import re
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_server.images import PREPROCESS
+from keras_server.machine import processors
 from keras_server.models.engines import (
     Cache,
     Engine,
@@ -27,103 +28,17 @@ from keras_server.models.engines import (
     accelerated,
     convert,
     has_bfloat16,
-    processors,
     structures,
 )
+from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.labels import read_labels
+from keras_server.models.spec import Spec, Tensor
 
 log = logging.getLogger("keras_server")
 
 MODELS = Path(__file__).resolve().parents[1] / "bundled"
 BUNDLED = MODELS / "efficientnet_lite0.keras"
 IMAGENET = MODELS / "imagenet_classes.json"  # {"0": ["n01440764", "tench"], ...}: Keras' class index
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by number of channels
-
-# What the preprocess_input of keras.applications does to pixels in 0..255, as (pixels - mean) / deviation with the
-# channels in this order. In figures, for a start from the cache has no Keras; a test holds them against Keras' own.
-PREPROCESS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
-    "none": ("RGB", (0, 0, 0), (1, 1, 1)),
-    "caffe": ("BGR", (103.939, 116.779, 123.68), (1, 1, 1)),
-    "tf": ("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    "torch": ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-}
-
-
-class StartupError(Exception):
-    """The server cannot start; the message is a sentence for the person who started it."""
-
-
-class DownloadError(StartupError):
-    """An architecture's weights cannot be downloaded; `reason` says why in a few words."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(
-            f"The weights of {name} are not in Keras' cache and cannot be downloaded ({reason}): connect to the "
-            "internet, give a file with --weights FILE, or take --model bundled."
-        )
-        self.reason = reason
-
-
-@dataclass
-class Tensor:
-    """An input or output of the model; the shape is that of one row, without the batch."""
-
-    name: str
-    shape: list[int | None]
-    dtype: str
-
-
-@dataclass
-class Spec:
-    """What is served and how to speak to it. The defaults are ResNet50's."""
-
-    name: str = "resnet50"
-    inputs: list[Tensor] = field(default_factory=lambda: [Tensor("image", [224, 224, 3], "float32")])
-    outputs: list[Tensor] = field(default_factory=lambda: [Tensor("predictions", [1000], "float32")])
-    preprocess: str = "caffe"  # a key of PREPROCESS
-    activation: str = "none"  # what makes probabilities of the output: none, softmax or sigmoid
-    labels: list[str] = field(default_factory=lambda: read_labels(IMAGENET))
-    engine: str = "none"
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Spec:
-        """Return the spec that asdict() and JSON made of one."""
-        tensors = {key: [Tensor(**tensor) for tensor in found[key]] for key in ("inputs", "outputs")}
-        return cls(**found | tensors)
-
-    @property
-    def image(self) -> tuple[int, int, int, bool] | None:
-        """Height, width, channels, and whether the channels come first; None where this is no image classifier."""
-        shape = self.inputs[0].shape
-        if len(self.inputs) != 1 or len(shape) != 3 or len(self.outputs[0].shape) != 1:
-            return None
-        first = shape[2] not in MODES
-        height, width, channels = shape[1:] + shape[:1] if first else shape
-        return (height or 224, width or 224, channels, first) if channels in MODES else None
-
-    @property
-    def target(self) -> tuple[int, int]:
-        """Width and height of the pictures that the model takes, as Pillow orders them."""
-        height, width, *_ = self.image or (224, 224)
-        return width, height
-
-    @property
-    def classes(self) -> int:
-        """How many classes an answer can name: two where one output says how probable the second is."""
-        return max(2, self.outputs[0].shape[-1] or 0)
-
-
-def read_labels(path: Path) -> list[str]:
-    """Return the classes' names from a file: a line each, a JSON list, or Keras' class index. Raises StartupError."""
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix != ".json":
-            return text.splitlines()
-        names = json.loads(text)
-        if isinstance(names, dict):
-            return [names[str(i)][1] for i in range(len(names))]
-        return [str(name) for name in names]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise StartupError(f"{path} holds no labels: a line a class, a JSON list, or Keras' class index.") from None
 
 
 class Source:
@@ -135,6 +50,7 @@ class Source:
         self.path = BUNDLED if wanted == "bundled" else Path(wanted) if is_path else None
         self.name = self.path.stem if self.path else wanted.lower()
         self.weights, self.unsafe = weights, unsafe
+        self.is_architecture = not self.path
         if self.path and weights:
             raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
         given = self.path or (Path(weights) if weights else None)
@@ -178,23 +94,41 @@ class Source:
 
     def describe(self, keras_model: Any) -> Spec:
         """Return the spec of the loaded model. Raises StartupError where it does not know its inputs."""
-        spec = Spec(self.name, [], [], "none" if self.path else preprocess_of(self.name))
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
         try:
             for tensors, structure, found in zip(
                 (keras_model.inputs, keras_model.outputs),
                 structures(keras_model),
-                (spec.inputs, spec.outputs),
+                (inputs, outputs),
                 strict=True,
             ):
                 names = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
-                found += [Tensor(n, list(t.shape[1:]), t.dtype) for n, t in zip(names, tensors, strict=True)]
+                found += [Tensor(n, tuple(t.shape[1:]), t.dtype) for n, t in zip(names, tensors, strict=True)]
         except (AttributeError, TypeError, ValueError):
             raise StartupError(
                 f"{self.name} does not know the shape of its input: call it on a batch, then save it again."
             ) from None
-        if self.path and self.path != BUNDLED:
-            spec.labels = []
-        return spec
+        preprocess = preprocess_of(self.name) if self.is_architecture else "none"
+        spec = Spec(self.name, tuple(inputs), tuple(outputs), preprocess)
+        return spec if self.is_architecture or self.path == BUNDLED else replace(spec, labels=())
+
+
+class KerasModel(Source):
+    """A model that Keras has loaded already."""
+
+    def __init__(self, keras_model: Any):
+        self.path, self.name, self.weights, self.unsafe, self.model = None, keras_model.name, "", False, keras_model
+        self.is_architecture = keras_model.name in classifiers()  # Keras calls its ResNet50 resnet50
+
+    @property
+    def files(self) -> list[Path]:
+        """None: it is converted anew each time."""
+        return []
+
+    def load(self) -> Any:
+        """Return it."""
+        return self.model
 
 
 def open_engine(source: Source, settings: Any) -> tuple[Engine, Spec]:
@@ -212,7 +146,7 @@ def open_engine(source: Source, settings: Any) -> tuple[Engine, Spec]:
     if on_openvino:
         try:
             converted = convert(keras_model)
-            found.engine = OpenVINOEngine.name
+            found = replace(found, engine=OpenVINOEngine.name)
             engine = OpenVINOEngine(converted, *how)
         except Exception as error:  # noqa: BLE001 - a converter may fail in any way
             why = f"OpenVINO cannot run {source.name} ({first_line(error)})"
@@ -225,8 +159,40 @@ def open_engine(source: Source, settings: Any) -> tuple[Engine, Spec]:
     if settings.precision == "bfloat16":
         raise StartupError("--precision bfloat16 needs the engine openvino.")
     keras_engine = KerasEngine(keras_model, settings.max_batch)
-    found.engine = keras_engine.name
-    return keras_engine, found
+    return keras_engine, replace(found, engine=keras_engine.name)
+
+
+def open_model(source: Source, settings: Any) -> tuple[Engine, Spec]:
+    """Return the engine of a model, warmed up, and its final spec. Raises StartupError."""
+    run, spec = open_engine(source, settings)
+    spec = replace(spec, precision=settings.precision)
+    # A lone row warms up, of ones, which are valid tokens, too; noise shows whether the outputs are probabilities.
+    run([np.ones((1, *(d or 8 for d in t.shape)), t.dtype) for t in spec.inputs])
+    if not spec.image:
+        reason = (
+            f"{spec.name} takes no images: send its inputs as JSON to /v2/models/{spec.name}/infer "
+            f"or to /v1/models/{spec.name}:predict."
+        )
+        return run, replace(spec, kind="none", reason=reason)
+    values = np.random.default_rng(0).uniform(0, 255, (4, *(d or 224 for d in spec.inputs[0].shape)))
+    outputs = run([values.astype(spec.inputs[0].dtype)])[0]
+    mode = settings.preprocess
+    if mode != "auto":
+        spec = replace(spec, preprocess=mode if mode in PREPROCESS else preprocess_of(mode.lower()))
+    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "tf"):
+        raise StartupError(f"--preprocess {mode} is for RGB, and {spec.name} takes {spec.image[2]} channels.")
+    activation = settings.activation
+    if activation == "auto":
+        logits = outputs.min() < -0.01 or outputs.max() > 1.01
+        activation = "none" if not logits else "softmax" if outputs.shape[-1] > 1 else "sigmoid"
+        if logits:
+            log.info("The outputs are logits: the server applies %s (--activation none would not).", activation)
+    spec = replace(spec, activation=activation)
+    if settings.labels:
+        spec = replace(spec, labels=read_labels(Path(settings.labels)))
+        if len(spec.labels) != spec.classes:
+            raise StartupError(f"--labels: {len(spec.labels)} names for the {spec.classes} classes of {spec.name}.")
+    return run, spec
 
 
 def import_keras() -> Any:
@@ -245,12 +211,17 @@ def is_keras_file(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(4) == b"\x89HDF"
 
 
+def classifiers() -> dict[str, Any]:
+    """Return the functions that build the classifiers of keras.applications, by their names in lower case."""
+    return {n.lower(): c for n, c in vars(import_keras().applications).items() if n[0].isupper()}
+
+
 def architecture(name: str) -> Any:
     """Return the function that builds a classifier of keras.applications. Raises StartupError."""
-    classifiers = {n.lower(): c for n, c in vars(import_keras().applications).items() if n[0].isupper()}
-    if name in classifiers:
-        return classifiers[name]
-    near = difflib.get_close_matches(name, [*classifiers], 1, cutoff=0)[0]
+    known = classifiers()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, [*known], 1, cutoff=0)[0]
     raise StartupError(f"{name} is neither a file nor a classifier of keras.applications, such as {near}.")
 
 

@@ -1,0 +1,139 @@
+"""The Flask app: made by a factory, so that two apps in one process do not touch each other."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from keras_server.api import explanations, oip, pages, tfserving
+from keras_server.api.context import (
+    NEED_NO_KEY,
+    App,
+    Prepare,
+    body_limit,
+    current_app,
+    current_settings,
+)
+from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, error_body
+from keras_server.models.batcher import Overdue, QueueFull
+from keras_server.models.registry import NotLoaded, UnknownModel
+from keras_server.settings import Settings
+from keras_server.ticket import TICKET, Ticket
+
+log = logging.getLogger("keras_server")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def create_app(settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare) -> App:
+    """Return the app, whose /predict its caller adds.
+
+    `settings` and `model` are asked at each request; a model is whatever Registry takes, None until there is one.
+    """
+    app = App(settings, model, prepare)
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # label before probability
+    app.before_request(admit)
+    app.after_request(finish)
+    app.teardown_request(leave)
+    app.register_error_handler(Exception, answer_error)
+    for part in (pages, explanations, tfserving, oip):
+        app.register_blueprint(part.routes)
+    return app
+
+
+def admit() -> None:
+    """Give the request its ticket, limits and model, and ask for its key."""
+    request, settings = flask.request, current_settings()
+    ticket = request.environ.get("ticket") or Ticket(settings.timeout)
+    flask.g.ticket = ticket
+    ticket.describe(request.environ)
+    TICKET.set(ticket)
+    flask.g.since = time.monotonic()
+    request.max_content_length = body_limit(settings)
+    request.max_form_parts = settings.queue_size + 16
+    try:
+        request.query_string.decode()  # as werkzeug decodes it, where it is asked for an argument
+    except UnicodeDecodeError:
+        flask.abort(400, "What follows the ? of the address is not UTF-8: percent-encode it.")
+    if (
+        request.method != "OPTIONS"
+        and settings.api_key
+        and not (request.url_rule and request.url_rule.rule in NEED_NO_KEY)
+    ):
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        # Every key is compared, each in constant time, so that the time taken tells nothing.
+        equal = [hmac.compare_digest(key.strip().encode(), known.encode()) for known in settings.api_key]
+        if scheme.lower() != "bearer" or not any(equal):
+            flask.abort(401, "This server asks for a key: send the header 'Authorization: Bearer KEY'.")
+
+
+def finish(response: flask.Response) -> flask.Response:
+    """Add the headers that every answer has, and record it."""
+    ticket: Ticket = flask.g.ticket
+    settings, headers = current_settings(), response.headers
+    headers["X-Request-ID"] = ticket.id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Server-Timing"] = f"app;dur={1000 * (time.monotonic() - flask.g.since):.1f}"
+    headers["Content-Security-Policy"] = POLICY
+    if response.status_code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if response.status_code == 503:
+        headers["Retry-After"] = "1"
+    if current_app().draining.is_set():
+        headers["Connection"] = "close"
+    if settings.cors_origin:
+        headers["Access-Control-Allow-Origin"] = settings.cors_origin
+        headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-ID"
+        headers["Access-Control-Expose-Headers"] = "X-Request-ID, Retry-After"
+        headers["Vary"] = "Origin"
+    rule = flask.request.url_rule
+    ticket.close(response.status_code, rule.rule if rule else "other")
+    return response
+
+
+def leave(_: BaseException | None) -> None:
+    """Take the ticket off the thread, which serves others next."""
+    TICKET.set(None)
+
+
+def answer_error(error: Exception) -> flask.Response:
+    """Turn every exception into a status and a sentence in JSON; no traceback leaves the server."""
+    headers = []
+    if isinstance(error, HTTPException):
+        status, sentence = describe(error)
+        headers = [(key, value) for key, value in error.get_headers() if key in ("Allow", "Location")]
+    elif isinstance(error, QueueFull):
+        status, sentence = 503, OVERLOADED
+    elif isinstance(error, NotLoaded):
+        status, sentence = 503, "The model is not loaded yet: try again in a moment."
+    elif isinstance(error, UnknownModel):
+        status, sentence = 404, str(error)
+    elif isinstance(error, Overdue):
+        status, sentence = 504, TOO_LATE
+    else:
+        log.error("Request %s failed", flask.g.ticket.id, exc_info=error)
+        status, sentence = 500, f"The server failed on this request; its log says why, under {flask.g.ticket.id}."
+    body = error_body(flask.request.path, sentence)
+    return flask.Response(body, status, headers, content_type="application/json")
+
+
+def describe(error: HTTPException) -> tuple[int, str]:
+    """Return the status and the sentence of an error that Flask, Werkzeug or a view has raised."""
+    request, settings, status = flask.request, current_settings(), error.code or 500
+    if status == 404:
+        return 404, f"There is nothing at {request.path}: POST images to /predict."
+    if status == 405:
+        return 405, f"{request.path} does not take {request.method}: it takes {dict(error.get_headers())['Allow']}."
+    if status == 413 and (request.content_length or 0) <= body_limit(settings):
+        return 400, "The form has too many fields, or too long ones: send the images as 'image' and nothing else."
+    if status == 413:
+        return 413, TOO_LARGE.format(settings.max_upload_mb)
+    return status, error.description or ""

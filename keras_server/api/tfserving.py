@@ -1,0 +1,121 @@
+"""TensorFlow Serving's REST API, which KServe calls V1.
+
+    curl -d '{"instances": [[5.1, 3.5, 1.4, 0.2]]}' http://localhost:5000/v1/models/iris:predict
+
+Taken from "RESTful API" of TensorFlow Serving (tensorflow.org/tfx/serving/api_rest) and "Data Plane (V1)" of KServe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_server.api.context import current_model
+from keras_server.api.inference import (
+    Arrays,
+    check_names,
+    check_rows,
+    compute,
+    from_base64,
+    from_image,
+    protocol,
+    read_request,
+)
+from keras_server.api.pages import check_ready
+from keras_server.api.tensors import DATATYPES, TensorError, from_lists, shape_of, short, to_lists, typed
+from keras_server.models.spec import Tensor
+
+routes = protocol("tfserving")
+
+
+def is_encoded(row: Any) -> bool:
+    """Return whether a row of JSON is TensorFlow Serving's object for binary data."""
+    return type(row) is dict and row.keys() == {"b64"}
+
+
+def decode_v1(request: dict[str, Any]) -> Arrays:
+    """Return the arrays in a request of rows ("instances") or of a column for each input ("inputs")."""
+    tensors, name = {tensor.name: tensor for tensor in current_model().spec.inputs}, current_model().spec.name
+    if request.get("signature_name", "") not in ("", "serving_default"):
+        raise TensorError(f"There is no signature {short(request['signature_name'])}: {name} has serving_default.")
+    if ("instances" in request) == ("inputs" in request):
+        raise TensorError("Send either 'instances', a list of rows, or 'inputs', a list of values for each input.")
+    if "inputs" in request:
+        columns = request["inputs"]
+        named = type(columns) is dict or len(tensors) > 1
+        check_names(typed(columns, dict, "'inputs'") if named else tensors)
+    else:
+        columns = rows = typed(request["instances"], list, "'instances'")
+        named = len(tensors) > 1 or any(type(row) is dict and not is_encoded(row) for row in rows)
+        if named:
+            for row in rows:
+                check_names(typed(row, dict, f"A row for {name}"))
+            columns = {key: [row[key] for row in rows] for key in tensors}
+    return {key: from_column(columns[key] if named else columns, tensor) for key, tensor in tensors.items()}
+
+
+def from_column(column: Any, tensor: Tensor) -> np.ndarray:
+    """Return the array of one input: of numbers or, where the model takes images, of encoded ones, too."""
+    shape = shape_of(tensor)
+    if not current_model().spec.image or type(column) is not list or not any(map(is_encoded, column)):
+        return from_lists(column, shape, tensor)
+    check_rows(len(column))  # before the work of decoding
+    rows = []
+    for number, row in enumerate(column):
+        image = is_encoded(row)
+        rows.append(from_image(from_base64(row["b64"]), number) if image else from_lists([row], shape, tensor))
+    return np.concatenate(rows)
+
+
+def encode_v1(outputs: list[np.ndarray], by_row: bool) -> dict[str, Any]:
+    """Return the answer; a lone output goes without its name."""
+    columns = {
+        tensor.name: to_lists(array) for tensor, array in zip(current_model().spec.outputs, outputs, strict=True)
+    }
+    if len(columns) == 1:
+        return {"predictions" if by_row else "outputs": next(iter(columns.values()))}
+    if by_row:
+        return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
+    return {"outputs": columns}
+
+
+@routes.post("/v1/models/<segment:name>:predict")
+@routes.post("/v1/models/<segment:name>/versions/<segment:version>:predict")
+def v1_predict(**_: str) -> Any:
+    """Compute the rows of a request."""
+    request, _tail = read_request()
+    return encode_v1(compute(decode_v1(request)), "instances" in request)
+
+
+@routes.get("/v1/models")
+def v1_models() -> Any:
+    """Name the models: there is one."""
+    return {"models": [current_model().spec.name]}
+
+
+@routes.get("/v1/models/<segment:name>")
+@routes.get("/v1/models/<segment:name>/versions/<segment:version>")
+def v1_status(**_: str) -> Any:
+    """Say that the model can be used, in TensorFlow Serving's words and in KServe's."""
+    check_ready()
+    status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    return {"name": current_model().spec.name, "ready": True, "model_version_status": [status]}
+
+
+@routes.get("/v1/models/<segment:name>/metadata")
+@routes.get("/v1/models/<segment:name>/versions/<segment:version>/metadata")
+def v1_metadata(**_: str) -> Any:
+    """Describe the inputs and outputs as TensorFlow does."""
+    spec = current_model().spec
+    signature: dict[str, Any] = {"method_name": "tensorflow/serving/predict", "inputs": {}, "outputs": {}}
+    for key, tensors in ("inputs", spec.inputs), ("outputs", spec.outputs):
+        for tensor in tensors:
+            sizes = [{"size": str(length), "name": ""} for length in shape_of(tensor)]
+            shape = {"dim": sizes, "unknown_rank": False}
+            found = {"name": tensor.name, "dtype": DATATYPES[tensor.dtype][1], "tensor_shape": shape}
+            signature[key][tensor.name] = found
+    return {
+        "model_spec": {"name": spec.name, "signature_name": "", "version": "1"},
+        "metadata": {"signature_def": {"signature_def": {"serving_default": signature}}},
+    }

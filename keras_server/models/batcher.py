@@ -1,0 +1,209 @@
+"""The queue before an engine: threads of the model's own compute whatever has queued while they were busy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_server import ticket as account
+from keras_server.ticket import TICKET
+
+Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
+
+
+class Overdue(Exception):
+    """The answer was not ready in time."""
+
+
+class QueueFull(Exception):
+    """More rows wait than queue_size allows."""
+
+
+class ModelDied(Exception):
+    """A thread of the model has ended: nothing is computed any more."""
+
+
+class ModelError(Exception):
+    """The model answered with something that is no answer to its rows; the message is a sentence for the log."""
+
+
+class Job:
+    """The rows of one request, which may be computed in several batches."""
+
+    def __init__(self, inputs: list[np.ndarray]):
+        self.inputs = inputs
+        self.rows = len(inputs[0])
+        self.kind = [(a.shape[1:], a.dtype) for a in inputs]  # only equal kinds share a batch
+        self.taken = self.done = 0
+        self.outputs: list[np.ndarray] = []
+        self.error: Exception | None = None
+        self.finished = threading.Event()
+        self.ticket = TICKET.get()
+        self.since = time.monotonic()
+        self.filling = threading.Lock()
+
+    def fill(self, rows: slice, outputs: list[np.ndarray]) -> None:
+        """Take the outputs for some of the rows, and finish with the last."""
+        with self.filling:
+            self.done += rows.stop - rows.start
+            if self.done == self.rows and not self.outputs:  # all at once
+                self.outputs = outputs
+            else:
+                self.outputs = self.outputs or [np.empty((self.rows, *o.shape[1:]), o.dtype) for o in outputs]
+                for whole, part in zip(self.outputs, outputs, strict=True):
+                    if part.shape[1:] != whole.shape[1:]:  # which numpy might stretch to fit
+                        raise ModelError(f"One batch has outputs of shape {whole.shape[1:]}, another {part.shape[1:]}.")
+                    whole[rows] = part
+        if self.done == self.rows:
+            self.finish()
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Wake the waiting request, with the first thing that went wrong if anything did."""
+        if not self.finished.is_set():
+            self.error = error
+            self.finished.set()
+
+
+class Batcher:
+    """Stands where the tutorial's model stood: predict() from any thread, computed in batches by the model's own.
+
+    They are as many as the model computes batches side by side, its lanes: on a GPU one. An idle one computes a lone
+    row at once; while all are busy rows queue up and form the next batches.
+    """
+
+    def __init__(self, run: Compute, max_batch: int, queue_size: int, lanes: int = 1):
+        self.run, self.queue_size, self.lanes = run, queue_size, lanes
+        self.max_batch = max(1, max_batch // lanes)  # of one lane
+        self.jobs: deque[Job] = deque()
+        self.waiting = 0  # rows
+        self.busy: dict[int, float] = {}  # lanes that compute, since when
+        self.dead = self.closed = False
+        self.on_death: Callable[[], None] = lambda: None
+        self.changed = threading.Condition()
+        self.threads = [threading.Thread(target=self.loop, args=[n], name="model", daemon=True) for n in range(lanes)]
+        for thread in self.threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Take no more rows; the threads end once what waits is computed."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def busy_seconds(self) -> float:
+        """Return for how long the slowest batch is being computed already."""
+        now = time.monotonic()
+        return now - min(self.busy.copy().values(), default=now)
+
+    def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the model's outputs for its inputs, all with the same first axis.
+
+        Raises QueueFull at once, Overdue at the request's deadline, ModelDied, or what the model raised.
+        """
+        job = Job(inputs)
+        with self.changed:
+            if self.dead or self.closed:
+                raise ModelDied
+            if self.waiting + job.rows > self.queue_size:
+                raise QueueFull
+            self.jobs.append(job)
+            self.waiting += job.rows
+            self.changed.notify()
+        if not job.finished.wait(job.ticket.left if job.ticket else None):
+            raise Overdue
+        if job.error:
+            raise job.error
+        return job.outputs
+
+    def loop(self, lane: int) -> None:
+        """Compute batch after batch, for as long as the process lives."""
+        batch: list[tuple[Job, slice]] = []
+        try:
+            while True:
+                with self.changed:
+                    self.busy.pop(lane, None)
+                    while not self.jobs:
+                        if self.closed:
+                            return
+                        self.changed.wait()
+                    batch = self.take()
+                    self.busy[lane] = time.monotonic()
+                    if self.jobs:  # for the next idle lane
+                        self.changed.notify()
+                if batch:
+                    self.work(batch)
+        finally:
+            if not self.closed:  # no exception is expected here: the process is to end, but nobody is left waiting
+                with self.changed:
+                    self.dead = True
+                    for job in {job for job, _ in batch} | {*self.jobs}:
+                        job.finish(ModelDied())
+                self.on_death()
+
+    def take(self) -> list[tuple[Job, slice]]:
+        """Take the next batch off the queue, at most max_batch rows of one kind, and no more than this lane's part.
+
+        Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody.
+        """
+        batch: list[tuple[Job, slice]] = []
+        others: list[Job] = []
+        room = min(self.max_batch, -(-self.waiting // (self.lanes - len(self.busy))))  # idle lanes share, rounded up
+        share = max(1, room // len(self.jobs))
+        while self.jobs and room:
+            job = self.jobs.popleft()
+            if job.finished.is_set() or (job.ticket and job.ticket.over):
+                self.waiting -= job.rows - job.taken
+                job.finish(Overdue())
+                continue
+            if batch and job.kind != batch[0][0].kind:
+                others.append(job)
+                continue
+            rows = min(share, room, job.rows - job.taken)
+            batch.append((job, slice(job.taken, job.taken + rows)))
+            job.taken += rows
+            room -= rows
+            self.waiting -= rows
+            if job.taken < job.rows:
+                self.jobs.append(job)
+        self.jobs.extendleft(reversed(others))
+        return batch
+
+    def work(self, batch: list[tuple[Job, slice]]) -> None:
+        """Compute a batch and hand out its rows. Where the model fails on it, each part is tried alone."""
+        inputs = [
+            parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for parts in zip(*([array[rows] for array in job.inputs] for job, rows in batch), strict=True)
+        ]
+        started = time.monotonic()
+        try:
+            outputs = [np.asarray(output) for output in self.run(inputs)]
+            check(outputs, len(inputs[0]))
+        except Exception as error:  # noqa: BLE001 - an engine may raise anything
+            if len(batch) == 1:
+                batch[0][0].finish(error)
+            else:
+                for job_and_rows in batch:
+                    self.work([job_and_rows])
+            return
+        account.INFERENCE.observe(time.monotonic() - started)
+        account.BATCH.observe(len(inputs[0]))
+        first = 0
+        for job, rows in batch:
+            account.QUEUED.observe(started - job.since)
+            last = first + rows.stop - rows.start
+            try:
+                job.fill(rows, [output[first:last] for output in outputs])
+            except ModelError as error:
+                job.finish(error)
+            first = last
+
+
+def check(outputs: list[np.ndarray], rows: int) -> None:
+    """Raise ModelError unless each output has one row for each that went in."""
+    for number, output in enumerate(outputs):
+        if output.ndim == 0 or len(output) != rows:
+            raise ModelError(f"Output {number} of the model has shape {output.shape} for a batch of {rows}.")

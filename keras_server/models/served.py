@@ -1,0 +1,75 @@
+"""One model, ready: what it takes and gives, the queue before it, and what explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_server import ticket as account
+from keras_server.explain.explainer import Explainer
+from keras_server.models.batcher import Batcher
+from keras_server.models.engines import Engine
+from keras_server.models.spec import Spec, probabilities
+
+
+class Served:
+    """Stands where the tutorial's model stood: predict() from any thread, computed in batches."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        engine: Engine,
+        max_batch: int = 8,
+        queue_size: int = 128,
+        load: Callable[[], Any] | None = None,
+    ):
+        """Take a model's spec and engine. `load` returns its Keras model, for heat maps, or raises StartupError."""
+        self.spec = spec
+        self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes)
+        account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": spec.precision})
+        account.WAITING.set_function(lambda: self.batcher.waiting)
+        # Who waits for a heat map holds one of the front's threads; this many leave the predictions enough of them.
+        self.explainer = Explainer(spec, load, min(max_batch, queue_size))
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """Return the output that labels come from, for a batch of the only input, both with the batch as first axis.
+
+        Raises what Batcher.compute raises.
+        """
+        return self.batcher.compute([batch])[max(self.spec.output, 0)]
+
+    def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs for an array for each input. Raises what Batcher.compute raises."""
+        return self.batcher.compute(inputs)
+
+    def answers(self, preds: np.ndarray, top: int) -> list[dict[str, Any]]:
+        """Return what /predict says of each row of predict(): its `top` most probable labels, or its values."""
+        if self.spec.kind == "values":
+            if not np.isfinite(preds).all():
+                raise ValueError(f"{self.spec.name} answered with numbers that are not finite")
+            return [{"values": row.reshape(-1).astype(float).tolist()} for row in preds]
+        return [
+            {"predictions": [{"label": label, "probability": probability} for label, probability in row]}
+            for row in decode_predictions(self.spec, probabilities(preds, self.spec), top)
+        ]
+
+    def problem(self, patience: float) -> str:
+        """Return why no prediction would be taken, as a sentence, or nothing; a batch may take `patience` seconds."""
+        if self.batcher.dead:
+            return "The model's thread has ended."
+        if self.batcher.busy_seconds() > patience:
+            return "The model has been busy with one batch for too long."
+        return ""
+
+    def close(self) -> None:
+        """Take no more requests; what waits is still computed."""
+        self.batcher.close()
+        self.explainer.close()
+
+
+def decode_predictions(spec: Spec, rows: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+    """Return for each row of probabilities, shape (n, classes), its `top` most probable labels, best first."""
+    labels = spec.names(rows.shape[-1])
+    return [[(labels[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]] for row in rows]
