@@ -32,6 +32,7 @@ from keras_server.front.listener import bind, raise_file_limit, url_of
 from keras_server.front.server import Front, Limits, give_memory_back
 from keras_server.models import registry
 from keras_server.models.errors import StartupError
+from keras_server.models.served import Served
 from keras_server.settings import Settings, read_settings
 
 log = logging.getLogger("keras_server")
@@ -115,13 +116,21 @@ def configure(arguments: Sequence[str] = ()) -> None:
     log.setLevel(logging.INFO)
 
 
+def start_model() -> Served:
+    """Load the model, and let what load_model() put into `model` be converted and batched. Raises StartupError."""
+    global model
+    load_model()
+    model = served = app.current_model()
+    return served
+
+
 def create_app() -> api.App:
     """Return the app with its model loaded, for another WSGI server; the environment holds the settings.
 
     Raises StartupError.
     """
     configure()
-    load_model()
+    start_model()
     return app
 
 
@@ -134,8 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         listener = bind(settings.host, settings.port)
         print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
-        load_model()
-        served = app.current_model()
+        served = start_model()
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
