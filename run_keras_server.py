@@ -94,9 +94,8 @@ def predict() -> ResponseReturnValue:
 
     # one image is answered by itself, several as a list
     if len(results) > 1:
-        data = {"success": True, "model": served.spec.name, "results": results}
         if batch:
-            return data
+            return {"success": True, "model": served.spec.name, "results": results}
         return {"success": False, "error": "None of these files can be read as an image.", "results": results}, 400
     (result,) = results
     if not batch:

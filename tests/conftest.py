@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,20 @@ def dog() -> bytes:
 class Process:
     """A server in a process of its own."""
 
-    def __init__(self, *arguments: str, **environment: str):
+    def __init__(
+        self,
+        *arguments: str,
+        command: Sequence[str] = (str(ROOT / "run_keras_server.py"),),
+        folder: Path = ROOT,
+        **environment: str,
+    ):
         variables = {k: v for k, v in os.environ.items() if not k.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
-            [sys.executable, str(ROOT / "run_keras_server.py"), "--port", "0", *arguments],
+            [sys.executable, *command, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=folder,
             env=variables | {"PYTHONUNBUFFERED": "1"} | environment,
         )
         self.lines: list[str] = []

@@ -55,7 +55,8 @@ class Wanted(NamedTuple):
 
 def parameters_of(item: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a request, an input or an output."""
-    return typed(item.get("parameters", {}), dict, "'parameters'")
+    parameters: dict[str, Any] = typed(item.get("parameters", {}), dict, "'parameters'")
+    return parameters
 
 
 def by_name(request: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
@@ -141,10 +142,11 @@ def classify(output: np.ndarray, wanted: Wanted) -> np.ndarray:
 
 def encode_v2(request: dict[str, Any], wanted: list[Wanted], outputs: list[np.ndarray]) -> Any:
     """Return the answer: JSON, and after it the tensors that were asked for in binary."""
-    found, tail = [], []
+    found: list[dict[str, Any]] = []
+    tail: list[bytes] = []
     for want in wanted:
         tensor, array = current_model().spec.outputs[want.number], outputs[want.number]
-        item = {"name": tensor.name, "datatype": DATATYPES[tensor.dtype][0]}
+        item: dict[str, Any] = {"name": tensor.name, "datatype": DATATYPES[tensor.dtype][0]}
         if want.classes:
             array, item["datatype"] = classify(array, want), "BYTES"
         item["shape"] = [*array.shape]

@@ -24,7 +24,8 @@ def document(render: docs.Render, content_type: str) -> flask.Response:
         kept[render] = spec, settings, body
     response = flask.Response(body, content_type=content_type)
     response.add_etag()
-    return response.make_conditional(flask.request)
+    response.make_conditional(flask.request)
+    return response
 
 
 @routes.get("/")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from keras_server.models.source import Tensor
+    from keras_server.models.spec import Tensor
 
 # What the Open Inference Protocol and TensorFlow call the types of numbers.
 DATATYPES = {

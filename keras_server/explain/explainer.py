@@ -39,7 +39,8 @@ class Explainer:
         with self.lock:
             if not self.batcher:
                 self.batcher = Batcher(self.run, 1, self.queue_size)
-        return self.batcher.compute([picture, np.array([label], np.int32)])[0][0]
+        (heat,) = self.batcher.compute([picture, np.array([label], np.int32)])[0]
+        return np.asarray(heat)
 
     def close(self) -> None:
         """Let the thread end."""

@@ -37,7 +37,8 @@ def ramp(steps: int = 256) -> np.ndarray:
     first = ((linear > -1e-4) & (linear < 1 + 1e-4)).all(axis=-1).argmax(axis=1)
     linear = linear[np.arange(steps), first].clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)
+    colours: np.ndarray = np.rint(255 * encoded).astype(np.uint8)
+    return colours
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
