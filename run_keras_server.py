@@ -46,16 +46,15 @@ from keras_server.api import explanations as explain
 from keras_server.api import protocols
 from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, Front, Limits, error_body, give_memory_back
 from keras_server.models.engines import processors
+from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.labels import check_labels, read_labels
 from keras_server.models.source import (
     MODES,
     PREPROCESS,
-    DownloadError,
     Source,
     Spec,
-    StartupError,
     open_engine,
     preprocess_of,
-    read_labels,
 )
 from keras_server.settings import Setting, number, one_of, parser_of, switch
 from keras_server.ticket import TICKET, JsonFormatter, LineFormatter, Ticket
@@ -183,9 +182,8 @@ def settle(outputs: np.ndarray) -> None:
         if logits:
             log.info("The outputs are logits: the server applies %s (--activation none would not).", spec.activation)
     if settings.labels:
-        spec.labels = read_labels(Path(settings.labels))
-        if len(spec.labels) != spec.classes:
-            raise StartupError(f"--labels: {len(spec.labels)} names for the {spec.classes} classes of {spec.name}.")
+        spec.labels = [*read_labels(Path(settings.labels))]
+        check_labels(spec.labels, spec.classes, spec.name)
 
 
 # ----------------------------------------------------------------------------------------------------------

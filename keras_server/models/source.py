@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 import os
 import re
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from keras_server.models.engines import (
-    Cache,
     Engine,
     KerasEngine,
     OpenVINOEngine,
@@ -30,6 +28,9 @@ from keras_server.models.engines import (
     processors,
     structures,
 )
+from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.export import Cache
+from keras_server.models.labels import read_labels
 
 log = logging.getLogger("keras_server")
 
@@ -46,21 +47,6 @@ PREPROCESS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "tf": ("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "torch": ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
-
-
-class StartupError(Exception):
-    """The server cannot start; the message is a sentence for the person who started it."""
-
-
-class DownloadError(StartupError):
-    """An architecture's weights cannot be downloaded; `reason` says why in a few words."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(
-            f"The weights of {name} are not in Keras' cache and cannot be downloaded ({reason}): connect to the "
-            "internet, give a file with --weights FILE, or take --model bundled."
-        )
-        self.reason = reason
 
 
 @dataclass
@@ -81,7 +67,7 @@ class Spec:
     outputs: list[Tensor] = field(default_factory=lambda: [Tensor("predictions", [1000], "float32")])
     preprocess: str = "caffe"  # a key of PREPROCESS
     activation: str = "none"  # what makes probabilities of the output: none, softmax or sigmoid
-    labels: list[str] = field(default_factory=lambda: read_labels(IMAGENET))
+    labels: list[str] = field(default_factory=lambda: [*read_labels(IMAGENET)])
     engine: str = "none"
 
     @classmethod
@@ -110,20 +96,6 @@ class Spec:
     def classes(self) -> int:
         """How many classes an answer can name: two where one output says how probable the second is."""
         return max(2, self.outputs[0].shape[-1] or 0)
-
-
-def read_labels(path: Path) -> list[str]:
-    """Return the classes' names from a file: a line each, a JSON list, or Keras' class index. Raises StartupError."""
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix != ".json":
-            return text.splitlines()
-        names = json.loads(text)
-        if isinstance(names, dict):
-            return [names[str(i)][1] for i in range(len(names))]
-        return [str(name) for name in names]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise StartupError(f"{path} holds no labels: a line a class, a JSON list, or Keras' class index.") from None
 
 
 class Source:
