@@ -316,6 +316,7 @@ def test_an_entry_that_somebody_put_files_into_loses_only_its_own(
     kept(folder, file, "second")
     assert (first.entry / "notes.txt").read_text() == "mine"
     assert (first.entry / "folder.xml").is_dir()
+    assert {path.name for path in first.entry.iterdir()} == {"notes.txt", "folder.xml"}
 
 
 def test_a_folder_in_an_entrys_place_stays(folder: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -430,10 +431,12 @@ def test_what_unfinished_writing_left_is_swept_once_it_is_old(age: int, swept: b
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o720, 0o702])
 def test_a_folder_that_others_may_write_to_is_neither_read_nor_written(
-    mode: int, folder: Path, file: Path, caplog: pytest.LogCaptureFixture
+    mode: int, folder: Path, file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
     cache = kept(folder, file)
+    kept(folder, file, "second")
+    monkeypatch.setattr(Cache, "ENTRIES", 1)
     folder.chmod(mode)
     before = tree(folder)
     assert cache.read() is None

@@ -249,6 +249,7 @@ def remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         # The marker goes last: what is left by a crash is still known to be the cache's.
         for name in sorted(os.listdir(folder), key=lambda name: name == MARKER):
-            if OURS.fullmatch(name):
-                os.unlink(folder / name)
+            with contextlib.suppress(OSError):
+                if OURS.fullmatch(name):
+                    os.unlink(folder / name)
         os.rmdir(folder)
