@@ -10,12 +10,11 @@ The rooms of this file, and what passes through them:
     images    which decodes the upload into one float32 array                            (Pillow)
     batching  threads of its own compute the model on whatever has queued while they were busy
     model     OpenVINO on a CPU, Keras' own compiled function elsewhere
-    settings  one table for the command line, the environment and the README
+    settings  one table for the command line, the environment and the README, in keras_server/settings.py
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hmac
 import io
@@ -56,77 +55,13 @@ from keras_server.models.source import (
     open_engine,
     preprocess_of,
 )
-from keras_server.settings import Setting, number, one_of, parser_of, switch
+from keras_server.settings import Settings, read_settings, unknown_variables
 from keras_server.ticket import TICKET, JsonFormatter, LineFormatter, Ticket
 
 log = logging.getLogger("keras_server")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Settings: one table drives the command line, the environment and the README's list
-# ----------------------------------------------------------------------------------------------------------
-
-
-COUNT = number(int, 1, 100_000)
-THREADS = number(int, 0, 1024)
-# fmt: off
-SETTINGS = (
-    Setting("model", "", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or 'bundled'; "
-            "if not given, resnet50, or the bundled one where its weights cannot be had"),
-    Setting("weights", "", "weights file for the architecture that --model names, instead of a download",
-            metavar="FILE"),
-    Setting("labels", "", "names of the classes: a line each, a JSON list, or Keras' class index", metavar="FILE"),
-    Setting("preprocess", "auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's name; "
-            "auto is the architecture's own, and none for a file", metavar="MODE"),
-    Setting("activation", "auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
-            one_of("auto", "none", "softmax", "sigmoid")),
-    Setting("engine", "auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
-            one_of("auto", "openvino", "keras")),
-    Setting("precision", "float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
-            one_of("float32", "bfloat16")),
-    Setting("max_batch", 8, "most images that the model computes at once", COUNT, "N"),
-    Setting("decode_threads", 0, "most images that are decoded at once; 0: one a processor", THREADS, "N"),
-    Setting("engine_threads", 0, "threads that the model computes with; 0: one a processor", THREADS, "N"),
-    Setting("cache_dir", "~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
-            metavar="FOLDER"),
-    Setting("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
-    Setting("port", 5000, "port to listen on; 0: a free one", number(int, 0, 65_535)),
-    Setting("top", 5, "rows in an answer, unless the request says ?top=N", COUNT, "N"),
-    Setting("max_upload_mb", 16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB"),
-    Setting("max_megapixels", 50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP"),
-    Setting("queue_size", 128, "most images that wait; past it requests are answered 503", COUNT, "N"),
-    Setting("timeout", 30.0, "seconds from a request's arrival to its answer, else 504",
-            number(float, 0.01, 86_400), "SECONDS"),
-    Setting("drain_seconds", 2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
-            "while /readyz says no", number(float, 0, 3600), "SECONDS"),
-    Setting("api_key", (), "key that clients must send as 'Authorization: Bearer KEY'; may be repeated, "
-            "in the environment with commas", metavar="KEY"),
-    Setting("api_key_file", "", "file with one key a line", metavar="FILE"),
-    Setting("cors_origin", "", "origin whose web pages may call the server, or *", metavar="ORIGIN"),
-    Setting("log_format", "text", "text or json", one_of("text", "json")),
-    Setting("unsafe_model", False, "on or off: load model files that carry Python code of their own", switch),
-)
-# fmt: on
-
-
-def read_settings(arguments: Sequence[str] = ()) -> argparse.Namespace:
-    """Return the settings, the command line before the environment before the defaults.
-
-    Exits with status 2 and a sentence where one cannot be read.
-    """
-    parser = parser_of(SETTINGS)
-    found = parser.parse_args(arguments)
-    if found.api_key_file:
-        try:
-            found.api_key += Path(found.api_key_file).read_text("ascii").split() or [""]
-        except (OSError, UnicodeDecodeError):
-            parser.error(f"--api-key-file {found.api_key_file}: there is no such file of ASCII keys")
-    if not all(found.api_key):  # it would open the door to all
-        parser.error("--api-key: a key is empty")
-    return found
-
-
-settings = argparse.Namespace(**{s.name: list(s.default) if s.default == () else s.default for s in SETTINGS})
+settings = Settings()  # the defaults, until configure() reads the command line and the environment
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -760,14 +695,16 @@ def body_limit() -> int:
 
 def configure(arguments: Sequence[str] = ()) -> None:
     """Read the settings and set up what hangs on them."""
-    global decoding
-    vars(settings).update(vars(read_settings(arguments)))
+    global settings, decoding
+    settings = read_settings(arguments)
     decoding = threading.BoundedSemaphore(decode_threads())
     handler = logging.StreamHandler()
     plain = LineFormatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    for sentence in unknown_variables():
+        log.warning(sentence)
 
 
 def create_app() -> App:

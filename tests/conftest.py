@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change settings for one test."""
 
     def change(**values: Any) -> None:
-        for name, value in values.items():
-            monkeypatch.setattr(server.settings, name, value)
+        monkeypatch.setattr(server, "settings", replace(server.settings, **values))
 
     return change
 

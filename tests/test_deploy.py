@@ -17,11 +17,12 @@ import pytest
 from conftest import ROOT, Process
 
 import run_keras_server as server
+from keras_server.settings import SETTINGS
 
 yaml: Any = pytest.importorskip("yaml")
 
-DEFAULTS = {setting.name: setting.default for setting in server.SETTINGS}
-VARIABLES = {setting.variable for setting in server.SETTINGS}
+DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+VARIABLES = {setting.variable for setting in SETTINGS}
 LAST_ANSWERS = 5  # seconds, at least, between the last deadline and the end by force
 
 

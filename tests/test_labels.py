@@ -35,6 +35,7 @@ GOOD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "semicolons": ("0;cat\n1;dog\n2;bird", PETS),
     "tabs": ("0\tcat\n1\tdog\n2\tbird", PETS),
     "leading zeros": ("00 cat\n01 dog\n02 bird", PETS),
+    "numbers with themselves": ("0,0\n1,1\n2,2", ("0", "1", "2")),
     "numbered numbers": ("0 7\n1 8\n2 9", ("7", "8", "9")),
     "eleven": ("".join(f"{i} c{i}\n" for i in range(11)), tuple(f"c{i}" for i in range(11))),
     # no numbering
@@ -96,6 +97,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "UTF-16, half a letter": (b"\xff\xfec", "begins as UTF-16 and is damaged"),
     "UTF-32": ("cat\n".encode("utf-32"), "is in UTF-32: save it as UTF-8"),
     "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is no text file"),
+    "only zeros": (bytes(100), "is no text file"),
     "a zero byte": (b"cat\0dog\nbird", "is no text file"),
     "header": ("index,label\n0,cat\n1,dog", r"is a table \(CSV\) with the header 'index,label'"),
     "header of pandas": (",class_name\n0,cat\n1,dog", "is a table"),

@@ -9,6 +9,7 @@ import pytest
 from conftest import DOG, ROOT
 
 import run_keras_server as server
+from keras_server.settings import SETTINGS
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
@@ -57,10 +58,10 @@ def test_python_blocks_are_python() -> None:
 
 def test_every_option_that_it_names_exists() -> None:
     text = re.sub(r"(pip|curl|gunicorn|simple_request\.py|flask)[^\n`]*", "", README)
-    known = {setting.option for setting in server.SETTINGS}
+    known = {setting.option for setting in SETTINGS}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
     for variable in re.findall(r"KERAS_SERVER_\w+", README):
-        assert any(setting.variable == variable for setting in server.SETTINGS)
+        assert any(setting.variable == variable for setting in SETTINGS)
 
 
 def test_every_file_that_it_names_exists() -> None:

@@ -12,8 +12,8 @@ import pytest
 import tiny_models
 from conftest import DOG, ROOT, Process
 
-import run_keras_server as server
 from keras_server.models.source import Source, open_engine
+from keras_server.settings import Settings
 
 CLIENTS = ROOT / ".venv-clients" / "bin"
 clients = pytest.mark.skipif(
@@ -28,9 +28,8 @@ def url_of(cache: str) -> Iterator[Callable[[str], str]]:
 
     def url(name: str) -> str:
         if name not in running:
-            with pytest.MonkeyPatch.context() as patch:  # converted here, where TensorFlow is loaded once for all
-                patch.setattr(server.settings, "cache_dir", cache)
-                open_engine(Source(str(tiny_models.file_of(name))), server.settings)
+            # Converted here, where TensorFlow is loaded once for all.
+            open_engine(Source(str(tiny_models.file_of(name))), Settings(cache_dir=cache))
             # With few rows at most, the requests that schemathesis makes up stay small, and so do its time and memory.
             options = ("--queue-size", "4", "--cache-dir", cache, "--drain-seconds", "0")
             running[name] = Process("--model", str(tiny_models.file_of(name)), *options).wait_until_ready()

@@ -6,6 +6,7 @@ import atexit
 import functools
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,13 @@ def file_of(name: str) -> Path:
 @functools.cache
 def loaded(name: str, engine: str = "auto") -> tuple[Any, Any, Any]:
     """Return what load_model() makes of a model: its batcher, spec and source."""
-    before = server.model, server.spec, server.source, server.settings.model, server.settings.engine
-    server.settings.model, server.settings.engine, server.settings.cache_dir = str(file_of(name)), engine, ""
+    before = server.model, server.spec, server.source, server.settings
+    server.settings = replace(server.settings, model=str(file_of(name)), engine=engine, cache_dir="")
     try:
         server.load_model()
         return server.model, server.spec, server.source
     finally:
-        server.model, server.spec, server.source, server.settings.model, server.settings.engine = before
+        server.model, server.spec, server.source, server.settings = before
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, name: str, engine: str = "auto") -> FlaskClient:
