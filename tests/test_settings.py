@@ -120,7 +120,13 @@ def test_keys_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found.api_key == ("one", "two", "three", "four", "from-file", "second")
 
 
-@pytest.mark.parametrize("content", [None, "", "\n \n", "schlüssel\n"])
+def test_a_sentence_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--api-key-file", "no/such\nfile"])
+    assert_one_line(capsys, "no/such file cannot be read (No such file or directory)")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n", "# all\n #commented\n", "schlüssel\n"])
 def test_a_key_file_without_keys_opens_no_door(
     content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
