@@ -38,7 +38,7 @@ def two() -> Iterator[tuple[api.App, api.App]]:
     """Two apps, the second of which asks for a key."""
     models = serve("two", Times(2)), serve("three", Times(3))
     first = api.create_app(lambda: Settings(), lambda: models[0], lambda *_: np.zeros(1))
-    second = api.create_app(lambda: Settings(api_key=["secret"]), lambda: models[1], lambda *_: np.zeros(1))
+    second = api.create_app(lambda: Settings(api_key=("secret",)), lambda: models[1], lambda *_: np.zeros(1))
     yield first, second
     for model in models:
         model.close()

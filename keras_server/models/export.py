@@ -141,7 +141,7 @@ class Cache:
             write_export(temporary, {"model": converted, **others}, about)
             self.put(temporary)
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             log.info("The converted model could not be kept in %s (%s).", self.folder, reason)
         finally:
             if temporary:

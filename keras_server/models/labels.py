@@ -197,6 +197,10 @@ def from_json(text: str, path: Path) -> list[str]:
             raise StartupError(f"Class {number} of {path} is {kind_of(name)}, not a name: it should hold {FORMS}.")
         if not name.strip():
             raise StartupError(f"Class {number} of {path} has an empty name.")
+        if re.search("[\ud800-\udfff]", name):  # which no answer could carry
+            raise StartupError(
+                f"The name of class {number} of {path} holds half a character of UTF-16: write it whole."
+            )
     return [name.strip() for name in names]
 
 
