@@ -58,7 +58,8 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of each request, and of each run of the engine between two of them."""
     sys.path.insert(0, str(ROOT))
     from keras_server.models.engines import OpenVINOEngine
-    from keras_server.models.source import Source, open_engine
+    from keras_server.models.opening import open_model
+    from keras_server.models.source import Source
     from keras_server.settings import Settings
 
     batch = np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
@@ -69,7 +70,7 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
             ours.first_answer(make_picture(folder, "dog", (500, 375)))
             settings = Settings(cache_dir=environment["KERAS_SERVER_CACHE_DIR"])  # so it is the server's own engine
             weights = str(weights_of(model)) if model == "resnet50" else ""
-            opened, spec = open_engine(Source(model, weights), settings)
+            opened, spec = open_model(Source(model, weights), settings)
             engine = cast(OpenVINOEngine, opened).all_threads
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", f"/v2/models/{spec.name}")

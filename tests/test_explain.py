@@ -19,10 +19,12 @@ from keras_server.explain import heatmap
 from keras_server.explain.cam import Unexplainable, cut, grad_cam, logits, producer
 from keras_server.explain.explainer import Explainer
 from keras_server.models.batcher import Overdue, QueueFull
+from keras_server.models.opening import describe
 from keras_server.models.registry import PredictorEngine
 from keras_server.models.served import Served
-from keras_server.models.source import KerasModel, Source, import_keras
+from keras_server.models.source import KerasModel, Source
 from keras_server.models.spec import Spec, Tensor
+from keras_server.models.tracing import import_keras
 from keras_server.ticket import TICKET, Ticket
 
 JSON = {"Accept": "application/json"}
@@ -47,7 +49,7 @@ def bundled() -> tuple[Any, Spec]:
     """The bundled model in Keras, and its spec."""
     source = Source("bundled")
     keras_model = source.load()
-    return keras_model, source.describe(keras_model)
+    return keras_model, describe(source, keras_model)
 
 
 @pytest.fixture
@@ -55,7 +57,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Serve a Keras model to the test client."""
 
     def put(keras_model: Any, spec: Spec | None = None) -> FlaskClient:
-        spec = spec or replace(KerasModel(keras_model).describe(keras_model), name="tiny", labels=(), preprocess="none")
+        spec = spec or replace(
+            describe(KerasModel(keras_model), keras_model), name="tiny", labels=(), preprocess="none"
+        )
         engine = PredictorEngine(SimpleNamespace(predict=lambda batch: np.asarray(keras_model(batch))))
         monkeypatch.setattr(server, "model", Served(spec, engine, load=lambda: keras_model))
         return server.app.test_client()
@@ -439,7 +443,9 @@ def test_grey_pictures_and_numbered_classes(keras: Any, serve: Callable[..., Any
 
 def test_logits_become_probabilities(keras: Any, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     keras_model = tiny(keras, keras.layers.Flatten(), keras.layers.Dense(3))
-    client = serve(keras_model, replace(KerasModel(keras_model).describe(keras_model), labels=(), activation="softmax"))
+    client = serve(
+        keras_model, replace(describe(KerasModel(keras_model), keras_model), labels=(), activation="softmax")
+    )
     data = encode(Image.fromarray((noise(12, 12, 3) * 255).astype(np.uint8)))
     found = [ask(client, data, f"?label={label}", **JSON).json["probability"] for label in range(3)]
     assert sum(found) == pytest.approx(1, abs=1e-5)

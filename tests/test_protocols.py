@@ -507,9 +507,7 @@ def test_numbers_outside_their_type(dtype: str, values: list[Any], sentence: str
 
 
 def test_the_largest_numbers_of_each_type() -> None:
-    for dtype in tensors.DATATYPES:
-        if dtype == "bool":
-            continue
+    for dtype in tensors.DATATYPES.keys() - {"bool", "string", "bfloat16"}:  # the last is taken as float32
         limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
         values = [limits.min.item(), limits.max.item()] if dtype.startswith("float") else [limits.min, limits.max]
         assert tensors.from_values(values, Tensor("x", (), dtype)).tolist() == values

@@ -12,7 +12,8 @@ import pytest
 import tiny_models
 from conftest import DOG, ROOT, Process
 
-from keras_server.models.source import Source, open_model
+from keras_server.models.opening import open_model
+from keras_server.models.source import Source
 from keras_server.settings import Settings
 
 CLIENTS = ROOT / ".venv-clients" / "bin"

@@ -23,7 +23,7 @@ from keras_server.settings import Settings
 
 def keras() -> Any:
     """Import Keras quietly, with the same weights each time."""
-    from keras_server.models.source import import_keras
+    from keras_server.models.tracing import import_keras
 
     found = import_keras()
     found.utils.set_random_seed(1)

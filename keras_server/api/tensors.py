@@ -6,16 +6,16 @@ message names what was expected and what came.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from keras_server.models.spec import Tensor
+from keras_server.models.spec import Tensor, numpy_type
 
 # What the Open Inference Protocol and TensorFlow call the types of numbers.
 DATATYPES = {
@@ -31,6 +31,8 @@ DATATYPES = {
     "float16": ("FP16", "DT_HALF"),
     "float32": ("FP32", "DT_FLOAT"),
     "float64": ("FP64", "DT_DOUBLE"),
+    "bfloat16": ("FP32", "DT_FLOAT"),  # which neither JSON nor numpy has: taken and answered as float32
+    "string": ("BYTES", "DT_STRING"),
 }
 JSON_TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
 
@@ -116,7 +118,9 @@ def nesting(data: Any) -> str:
 
 def from_values(values: list[Any], tensor: Tensor) -> np.ndarray:
     """Return the flat array of JSON's numbers, or of true and false, in the type that the input takes."""
-    dtype = np.dtype(tensor.dtype)
+    if tensor.dtype == "string":
+        return texts(values, tensor)
+    dtype = np.dtype(numpy_type(tensor.dtype))
     kinds = set(map(type, values))
     for strange in kinds - ({bool} if dtype.kind == "b" else {int, float}):
         raise mismatch(tensor, f"{in_words(next(value for value in values if type(value) is strange))} came")
@@ -133,9 +137,35 @@ def from_values(values: list[Any], tensor: Tensor) -> np.ndarray:
     return array.astype(dtype, copy=False)
 
 
+def texts(values: list[Any], tensor: Tensor) -> np.ndarray:
+    """Return the flat array of JSON's texts, or of TensorFlow Serving's objects for binary data, as bytes."""
+    for value in values:
+        if type(value) is not str and not is_encoded(value):
+            raise mismatch(tensor, f"{in_words(value)} came")
+    return np.array([from_base64(v["b64"]) if type(v) is dict else v.encode() for v in values] + [None], object)[:-1]
+
+
+def is_encoded(value: Any) -> bool:
+    """Return whether a value of JSON is TensorFlow Serving's object for binary data."""
+    return type(value) is dict and value.keys() == {"b64"}
+
+
+def from_base64(text: Any) -> bytes:
+    """Return the bytes that a text of JSON stands for."""
+    try:
+        return base64.b64decode("".join(typed(text, str, "A value in base64").split()), validate=True)
+    except ValueError as error:
+        raise error if isinstance(error, TensorError) else TensorError("An encoded value is not in base64.") from None
+
+
 def from_memory(data: memoryview, shape: list[int], tensor: Tensor) -> np.ndarray:
     """Return the array of this shape whose memory these bytes are, without copying them."""
-    dtype = np.dtype(tensor.dtype).newbyteorder("<")
+    if tensor.dtype == "string":
+        elements = [*split_elements(data)]
+        if len(elements) != math.prod(shape):
+            raise mismatch(tensor, f"shape {shape} has {math.prod(shape)} texts, of which {len(elements)} came")
+        return np.array([*elements, None], object)[:-1].reshape(shape)
+    dtype = np.dtype(numpy_type(tensor.dtype)).newbyteorder("<")
     size = math.prod(shape) * dtype.itemsize
     if len(data) != size:
         raise mismatch(tensor, f"shape {shape} has {size} bytes, of which {len(data)} came")
@@ -156,12 +186,17 @@ def split_elements(data: memoryview) -> Iterator[bytes]:
 
 def join_elements(array: np.ndarray) -> bytes:
     """Return the memory of a BYTES tensor of text."""
-    texts = [text.encode() for text in array.flat]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    elements = [element if isinstance(element, bytes) else str(element).encode() for element in array.flat]
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 
 def to_lists(array: np.ndarray) -> Any:
     """Return nested lists for JSON, which has no word for NaN and infinities: they become null."""
+    if array.dtype.kind == "O":
+        decode = np.frompyfunc(
+            lambda value: value.decode("utf-8", "replace") if isinstance(value, bytes) else value, 1, 1
+        )
+        return decode(array).tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         finite, array = np.isfinite(array), array.astype(object)
         array[~finite] = None

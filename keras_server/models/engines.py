@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from keras_server.models.tracing import import_keras, structures, trace
 
 log = logging.getLogger("keras_server")
 
@@ -97,7 +98,8 @@ class OpenVINOEngine:
         lane = self.free.pop()
         try:
             alone = len(self.free) == self.lanes - 1 and len(inputs[0]) == 1
-            return [*(self.all_threads if alone else lane).infer(inputs, share_inputs=True).to_tuple()]
+            outputs = (self.all_threads if alone else lane).infer(inputs, share_inputs=True).to_tuple()
+            return [plain(output) for output in outputs]
         finally:
             self.free.append(lane)
 
@@ -107,13 +109,14 @@ class KerasEngine:
 
     lanes = 1
 
-    def __init__(self, keras_model: Any, max_batch: int):
-        import keras
-
+    def __init__(self, keras_model: Any, max_batch: int, traced: bool = True):
+        """Take a Keras model. Without `traced` it is called as it stands, which is slower (see Reference)."""
+        keras = import_keras()
         self.model, self.tree, self.backend = keras_model, keras.tree, keras.backend.backend()
-        self.input, _ = structures(keras_model)
+        self.structure, _ = structures(keras_model)
         self.name = f"keras/{self.backend}"
-        self.function = trace(keras_model) if self.backend == "tensorflow" else None
+        self.traced = traced
+        self.function = trace(keras_model) if traced and self.backend == "tensorflow" else None
         if self.backend == "jax":  # which compiles each size anew: only powers of two, and all of them now
             for size in (2**k for k in range((max_batch - 1).bit_length() + 1)):
                 self([np.zeros((size, *(d or 1 for d in t.shape[1:])), t.dtype) for t in keras_model.inputs])
@@ -121,53 +124,32 @@ class KerasEngine:
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Compute one batch."""
         if self.function:
-            return [output.numpy() for output in self.function(*inputs)]
+            return [plain(output.numpy()) for output in self.function(*inputs)]
         rows = len(inputs[0])
         if self.backend == "jax" and (padding := 2 ** (rows - 1).bit_length() - rows):
             inputs = [np.concatenate([a, np.repeat(a[-1:], padding, axis=0)]) for a in inputs]
-        packed = self.tree.pack_sequence_as(self.input, inputs)
-        return [np.asarray(output)[:rows] for output in self.tree.flatten(self.model.predict_on_batch(packed))]
+        packed = self.tree.pack_sequence_as(self.structure, inputs)
+        outputs = self.model.predict_on_batch(packed) if self.traced else self.model(packed, training=False)
+        return [plain(np.asarray(output)[:rows]) for output in self.tree.flatten(outputs)]
 
 
-def convert(keras_model: Any) -> Any:
-    """Return the model in OpenVINO's form, for any batch size.
-
-    Raises whatever the converter does; RuntimeError where Keras runs on another backend than TensorFlow.
-    """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
-    # Not shared: TensorFlow frees the weights once the Keras model is gone, and the answers would turn to noise.
-    converted = openvino().convert_model(trace(keras_model), share_weights=False)
-
-    def number(result: Any) -> int:
-        return int("0" + re.sub(r":0$|\D", "", result.get_friendly_name()))
-
-    # Outputs come in the alphabetical order of TensorFlow's names for them: Identity:0, Identity_10:0, Identity_1:0.
-    results = sorted(converted.get_results(), key=number)
-    return openvino().Model(results, converted.get_sinks(), converted.get_parameters(), converted.get_friendly_name())
+def plain(array: np.ndarray) -> np.ndarray:
+    """Return an array in a type that numpy itself has: bfloat16 becomes float32."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def trace(keras_model: Any) -> Any:
-    """Return one TensorFlow function from flat inputs to flat outputs that holds for every batch size."""
-    import keras
-    import tensorflow as tf
+class FixedBatch:
+    """Computes any number of rows with an engine whose model takes batches of one size only."""
 
-    structure, _ = structures(keras_model)
+    def __init__(self, engine: Engine, batch: int):
+        self.engine, self.batch, self.lanes = engine, batch, engine.lanes
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in keras_model.inputs])
-    def forward(*inputs: Any) -> list[Any]:
-        packed = keras.tree.pack_sequence_as(structure, inputs)
-        return keras.tree.flatten(keras_model(packed, training=False))
-
-    return forward.get_concrete_function()
-
-
-def structures(keras_model: Any) -> tuple[Any, Any]:
-    """Return how a model takes its inputs and gives its outputs: a tensor, or a list or dict of them."""
-    import keras
-
-    if isinstance(keras_model, keras.Sequential):  # which knows them only as lists
-        return keras_model.inputs[0], keras_model.outputs[0]
-    return keras_model.input, keras_model.output
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Compute one batch: piece by piece, the last one filled up with its last row."""
+        rows = len(inputs[0])
+        pieces = []
+        for first in range(0, rows, self.batch):
+            piece = [array[first : first + self.batch] for array in inputs]
+            missing = self.batch - len(piece[0])
+            pieces.append(self.engine([np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in piece]))
+        return [np.concatenate(parts)[:rows] for parts in zip(*pieces, strict=True)]

@@ -12,8 +12,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from keras_server.models.errors import DownloadError
+from keras_server.models.opening import open_model
 from keras_server.models.served import Served
-from keras_server.models.source import KerasModel, Source, open_model
+from keras_server.models.source import KerasModel, Source
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 

@@ -1,0 +1,60 @@
+"""A Keras model as one function from flat inputs to flat outputs."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+
+def import_keras() -> Any:
+    """Import Keras, without the greetings of TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+
+    return keras
+
+
+def trace(keras_model: Any) -> Any:
+    """Return one TensorFlow function from flat inputs to flat outputs that holds for every batch size.
+
+    A model with a fixed batch size keeps it.
+    """
+    keras = import_keras()
+    import tensorflow as tf
+
+    structure, _ = structures(keras_model)
+
+    @tf.function(input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in keras_model.inputs])
+    def forward(*inputs: Any) -> list[Any]:
+        packed = keras.tree.pack_sequence_as(structure, inputs)
+        flat: list[Any] = keras.tree.flatten(keras_model(packed, training=False))
+        return flat
+
+    return forward.get_concrete_function()
+
+
+def structures(keras_model: Any) -> tuple[Any, Any]:
+    """Return how a model takes its inputs and gives its outputs: a tensor, or a list or dict of them."""
+    keras = import_keras()
+    if isinstance(keras_model, keras.Sequential):  # which knows them only as lists
+        return keras_model.inputs[0], keras_model.outputs[0]
+    return keras_model.input, keras_model.output
+
+
+# How lines begin that say that something failed, and not why.
+NOISE = (
+    "Check '", "FrontEnd API", "Model wasn't", "Summary", "To facilitate", "Exception from", "Exception encountered",
+)  # fmt: skip
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the innermost reason that an exception gives, in one line.
+
+    OpenVINO puts it on a later line, among advice; Keras behind "Exception encountered", in colour.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    text = text.rpartition("Exception encountered: ")[2].partition("\nArguments received by")[0]
+    lines = [line.strip().removeprefix("-- ") for line in text.splitlines() if line.strip()]
+    reasons = [line for line in lines if not line.startswith(NOISE)] or lines or [type(error).__name__]
+    return reasons[0][:200]
