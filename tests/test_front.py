@@ -1,10 +1,12 @@
 """The front over real sockets: what is HTTP and what is not, slow and leaving clients, and how the server stops."""
 
 import contextlib
+import random
 import re
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, post, request, wait_until
+
+import run_keras_server as server
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -55,7 +59,7 @@ def fake(shared: FakeServer) -> Iterator[FakeServer]:
             "bytes beyond ASCII in a field": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Name: \xc3\xa4\xff\r\n\r\n"),
             "websocket": (
                 400,
-                b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             ),
             "GET with a body": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"),
             "no body": (400, b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"),
@@ -535,3 +539,81 @@ def test_nothing_is_left_of_connections_and_threads(fake: FakeServer) -> None:
     after = fake.wait(connections=0, held=0)
     assert after["files"] == before["files"]
     assert after["threads"] == before["threads"]
+
+
+def test_clients_that_hang_up_at_any_moment_leave_nothing_behind() -> None:
+    """By FIN and by RST, in the middle of a request, while it is computed, after a part of the answer, pipelined."""
+    with FakeServer(SILENT_SECONDS=0.2) as fake:
+        for _ in range(30):  # so that all threads are there
+            fake.ask(post())
+        before = fake.wait(connections=0)
+        end = time.monotonic() + 3
+
+        def hang_up(seed: int) -> None:
+            chance = random.Random(seed)
+            while time.monotonic() < end:
+                with contextlib.suppress(OSError), fake.raw() as raw:
+                    if chance.random() < 0.5:
+                        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    for _ in range(chance.choice([1, 1, 2])):
+                        whole = post() * chance.choice([1, 1, 2])
+                        raw.send(whole[: chance.randrange(len(whole))] if chance.random() < 0.1 else whole)
+                        match chance.randrange(4):
+                            case 0:
+                                time.sleep(chance.random() * 0.004)
+                            case 1:
+                                raw.socket.recv(100)
+                            case 2:
+                                raw.socket.shutdown(socket.SHUT_WR)
+
+        threads = [threading.Thread(target=hang_up, args=[seed]) for seed in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert fake.ask(post()).status == 200
+        after = fake.wait(connections=0, queued=0, running=0, held=0)
+        assert after["files"] == before["files"]
+        assert after["threads"] <= before["threads"] + 20  # those of the pool
+        assert "Traceback" not in fake.log
+
+
+def test_pages_neither_wait_behind_predictions_nor_take_all_that_come() -> None:
+    with FakeServer("--max-batch", "1", "--decode-threads", "1", PAGES=2, PAGE_THREADS=1) as fake:
+        raws = fake.occupy(5)  # every thread of the predictions is taken
+        assert fake.ask(request("/docs")).status == 200
+        with fake.raw() as many:
+            answers = []
+            others = [fake.raw().send(request("/docs") * 50) for _ in range(8)]
+            assert many.send(request()).answer()
+            for raw in others:
+                answers += [raw.answer() for _ in range(50)]
+                raw.close()
+        assert {answer.status for answer in answers if answer} == {200, 503}
+        fake.tell("go")
+        for raw in raws:
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/healthz", {"status": "alive"}),
+        ("/readyz", {"status": "ready", "model": "resnet50"}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+    ],
+)
+def test_a_probe_has_the_headers_of_the_app(fake: FakeServer, target: str, body: dict[str, object]) -> None:
+    probe = fake.ask(request(target, X_Request_ID="probe"))
+    app = server.app.test_client().get(target, headers={"X-Request-ID": "probe"})
+    assert (probe.status, probe.json) == (200, body)
+    assert {*probe.headers} - {"Date"} == {*app.headers.keys()} - {"Server-Timing", "Retry-After"}
+    with fake.raw() as raw:
+        answer = raw.send(request(target, "HEAD")).answer(head=True)
+    assert answer
+    assert answer.headers["Content-Length"] == probe.headers["Content-Length"]
+    assert fake.ask(request(target, "POST", b"")).status == 405

@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 import run_keras_server as server
-from keras_server.ticket import JsonFormatter, Ticket
+from keras_server.telemetry import JsonFormatter
+from keras_server.ticket import Ticket
 
 
 @pytest.fixture(scope="module")

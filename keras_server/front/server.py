@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import functools
 import io
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -32,8 +31,8 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import Input, OldMessage, WSGIHandler, WSGIServer
-from gevent.socket import wait_read
 
+from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, Cors, error_body, json_headers
 from keras_server.ticket import LENGTH, Ticket
 
 log = logging.getLogger("keras_server")
@@ -46,17 +45,14 @@ STALL_SECONDS = 10  # in which a client takes nothing of its answer
 LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
 TICK_SECONDS = 0.25  # between two looks at whose time is up
-PAUSE_SECONDS = 0.005  # under a full queue, in which requests gather
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait
 CONNECTIONS = 8192  # more wait in the kernel
 BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
+PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
+PAGES = 66  # such requests at once
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
 FRAMING_BYTES = 128 * 1024  # that a chunked body may have over its content: a byte a chunk would cost much for little
 
-OVERLOADED = "The server has more to do than it can: try again in a moment."
-TOO_LATE = "The answer was not ready in time: try again, or with fewer images."
-TOO_LARGE = "The request is larger than the {:g} MiB that this server takes: send a smaller picture."
-FAILED = "The server failed on this request; its log says why."
 BROKEN_OFF = "The request's body broke off, or is not in the chunks that HTTP asks for."
 SLOW_BODY = "The request's body did not arrive in time: send a smaller picture."
 
@@ -71,20 +67,8 @@ UNUSUAL = {b"transfer-encoding", b"expect", b"upgrade"}
 AWAY = bytearray(256 * 1024)  # for what nobody wants to read
 DISCARD = socket.MSG_TRUNC if sys.platform == "linux" else 0  # the kernel does not even copy it
 
+Probe = Callable[[], tuple[int, bytes]]  # a status and a body of JSON
 Answer = tuple[str, list[tuple[str, str]], bytes]  # status line, headers, body
-
-
-@functools.lru_cache(32)
-def error_body(path: str, sentence: str) -> bytes:
-    """Return the JSON of an error; on the paths of other protocols in the shape that their clients read."""
-    foreign = path.startswith(("/v1", "/v2"))
-    return json.dumps({"error": sentence} if foreign else {"success": False, "error": sentence}).encode() + b"\n"
-
-
-def error_headers(ticket: Ticket, status: int) -> list[tuple[str, str]]:
-    """Return the headers of an error that the app does not know of."""
-    headers = [("Content-Type", "application/json"), ("X-Request-ID", ticket.id), ("X-Content-Type-Options", "nosniff")]
-    return headers + ([("Retry-After", "1")] if status == 503 else [])
 
 
 @functools.lru_cache(64)
@@ -180,7 +164,16 @@ class Handler(WSGIHandler):
     def __init__(self, sock: Any, address: Any, server: Front):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.reader = Reader(sock, server.waiting)
+        # For threads: a plain socket of the same number, which never waits in gevent. Detached before the number ends.
+        self.plain_socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
         super().__init__(sock, address, server, io.BufferedReader(self.reader))
+
+    def handle(self) -> None:
+        """Serve the connection to its end."""
+        try:
+            super().handle()
+        finally:
+            self.plain_socket.detach()
 
     def handle_one_request(self) -> bool | None:
         """Wait for a request and serve it. Returns True where another may follow, else None."""
@@ -189,6 +182,7 @@ class Handler(WSGIHandler):
         self.close_connection = self.headers_sent = self.evicted = False
         self.size = 0  # bytes that have come of the body
         self.held = 0  # and that are kept
+        self.ticket = Ticket(self.server.limits.seconds)
         try:
             self.wait()
             goes_on = not self.close_connection if self.turn_away() else super().handle_one_request()
@@ -204,6 +198,7 @@ class Handler(WSGIHandler):
         except OSError:
             pass  # the client has left, or is silent, or takes nothing
         finally:
+            self.ticket.release()  # before the socket closes, and its number is another's
             self.server.headless.pop(self, None)
             self.server.held -= self.held
         return None
@@ -214,7 +209,7 @@ class Handler(WSGIHandler):
         self.reader.until = time.monotonic() + (SILENT_SECONDS if self.server.closing else IDLE_SECONDS)
         if not self.rfile.peek(1):
             raise ConnectionAbortedError
-        self.ticket = Ticket(self.server.limits.seconds)
+        self.ticket = Ticket(self.server.limits.seconds, self.plain_socket)
         self.reader.until = self.ticket.arrived + HEAD_SECONDS
 
     def turn_away(self) -> bool:
@@ -361,37 +356,33 @@ class Handler(WSGIHandler):
     def answer(self, body: bytes | None) -> Answer:
         """Return the answer to a request that has arrived. Raises ConnectionAbortedError where nobody waits for it."""
         server, ticket, environ = self.server, self.ticket, self.environ or {}
-        if body is None or (self.command == "POST" and server.full_queue):
+        if self.command in ("GET", "HEAD") and (probe := server.probes.get(environ["PATH_INFO"])):
+            return self.answer_probe(probe)
+        if body is None:
             return self.plain(503, OVERLOADED)
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), "ticket": ticket}
-        if self.command != "POST":  # costs little, and is to be answered under any load: health, metrics, the page
-            return server.run(environ) or self.plain(500, FAILED)
-        work = Work(environ)
-        server.admitted += 1
-        server.submit(work)
-        watch = gevent.spawn(self.watch, work)
+        lane = server.lanes[self.command == "POST"]
+        if lane.full:
+            return self.plain(503, OVERLOADED)
+        work = Work(environ, ticket)
+        lane.submit(work)
         work.settled.wait(max(ticket.left, 0.001))
-        server.admitted -= 1
-        watch.kill(block=False)
+        lane.leave(work)
         if work.finished:
-            return work.answer or self.plain(500, FAILED)
-        server.withdraw(work)
-        status = 499 if ticket.gone else 504
-        ticket.gone = True
-        answer = self.plain(status, TOO_LATE)
-        if status == 499:
+            return work.answer or self.plain(500, FAILED.format(ticket.id))
+        if ticket.client_left():
+            self.plain(499, TOO_LATE)
             raise ConnectionAbortedError
-        return answer
+        ticket.gone = True
+        return self.plain(504, TOO_LATE)
 
-    def watch(self, work: Work) -> None:
-        """Give the request up when its client closes the connection."""
-        with contextlib.suppress(OSError):
-            wait_read(self.socket.fileno())
-            if self.socket.recv(1, socket.MSG_PEEK):
-                return  # the next request, sent early
-        work.environ["ticket"].gone = True
-        work.settled.set()
+    def answer_probe(self, probe: Probe) -> Answer:
+        """Return the answer to a probe, which is the only one made on the event loop."""
+        ticket, (status, body) = self.ticket, probe()
+        ticket.describe(self.environ or {})
+        ticket.close(status, ticket.path)
+        return f"{status} {responses[status]}", json_headers(ticket, status, self.server.cors), body
 
     def plain(self, status: int, sentence: str) -> Answer:
         """Return and record an answer that the app does not know of."""
@@ -399,12 +390,9 @@ class Handler(WSGIHandler):
         path, _, _ = self.path.partition("?")
         ticket.describe(self.environ or {"REQUEST_METHOD": self.command, "PATH_INFO": path})
         ticket.size = self.size
-        if status == 503:
-            self.server.put_off(ticket)
-        else:
-            ticket.close(status)
+        ticket.close(status)
         phrase = responses.get(status, "Client Closed Request")  # 499, nginx's number
-        return f"{status} {phrase}", error_headers(ticket, status), error_body(ticket.path, sentence)
+        return f"{status} {phrase}", json_headers(ticket, status, self.server.cors), error_body(ticket.path, sentence)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that cannot be read to its end."""
@@ -465,29 +453,93 @@ class Handler(WSGIHandler):
 class Work:
     """A request on its way through a native thread."""
 
-    def __init__(self, environ: dict[str, Any]):
-        self.environ = environ
+    def __init__(self, environ: dict[str, Any], ticket: Ticket):
+        self.environ, self.ticket = environ, ticket
         self.answer: Answer | None = None
         self.finished = False
         self.settled = Event()  # answered, or given up
 
 
+class Lane:
+    """Threads of its own for one kind of requests, and those that wait for one."""
+
+    def __init__(self, name: str, threads: int, limit: int, run: Callable[[dict[str, Any]], Answer | None]):
+        self.threads, self.limit, self.run = threads, limit, run
+        self.workers = ThreadPoolExecutor(threads, name)
+        self.hub = gevent.get_hub()
+        self.queue: deque[Work] = deque()  # requests that wait for a thread
+        self.running = 0  # requests that have one
+        self.works: set[Work] = set()  # requests whose clients wait
+
+    @property
+    def full(self) -> bool:
+        """Whether no more requests are taken."""
+        return len(self.works) >= self.limit
+
+    def submit(self, work: Work) -> None:
+        """Have a thread run the app on a request, in turn."""
+        self.works.add(work)
+        self.queue.append(work)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give waiting requests to free threads."""
+        while self.queue and self.running < self.threads:
+            self.running += 1
+            self.workers.submit(self.run_in_thread, self.queue.popleft())
+
+    def leave(self, work: Work) -> None:
+        """Forget a request that is answered or that nobody waits for."""
+        self.works.discard(work)
+        with contextlib.suppress(ValueError):
+            self.queue.remove(work)
+
+    def look_for_clients(self) -> None:
+        """Give up what clients have left: it would keep its place and its memory until a thread takes it."""
+        for work in [work for work in self.works if work.ticket.client_left()]:
+            work.settled.set()
+
+    def run_in_thread(self, work: Work) -> None:
+        """Answer a request, on a native thread."""
+        if not work.ticket.over:
+            work.answer = self.run(work.environ)
+            work.finished = True
+        self.hub.loop.run_callback_threadsafe(self.finish, work)
+
+    def finish(self, work: Work) -> None:
+        """Wake the connection whose answer is ready, and use the thread for another."""
+        work.settled.set()
+        self.running -= 1
+        self.dispatch()
+
+
 class Front(WSGIServer):
     """The listening socket, its connections, and the threads behind them."""
 
-    def __init__(self, listener: Any, app: Callable[..., Any], limits: Limits, draining: threading.Event):
-        """Take a listening gevent socket; `draining` is set when the server begins to stop."""
+    def __init__(
+        self,
+        listener: Any,
+        app: Callable[..., Any],
+        limits: Limits,
+        draining: threading.Event,
+        probes: Mapping[str, Probe],
+        cors: Cors,
+    ):
+        """Take a listening gevent socket; `draining` is set when the server begins to stop.
+
+        `probes` answers their paths on the event loop.
+        """
         environ = {"SERVER_NAME": listener.getsockname()[0]}  # or gevent would ask the DNS for it
         environ |= {"wsgi.multithread": True}
         options = {"spawn": Pool(connections()), "log": None, "error_log": log, "environ": environ}
         super().__init__(listener, app, handler_class=Handler, **options)
         self.limits, self.draining = limits, draining
-        self.workers = ThreadPoolExecutor(limits.threads, "web")
-        self.queue: deque[Work] = deque()  # requests that wait for a thread
-        self.running = 0  # requests that have one
-        self.admitted = 0  # requests whose clients wait
+        self.probes, self.cors = probes, cors
+        self.lanes = {  # whether it is a POST
+            True: Lane("web", limits.threads, limits.requests, self.run),
+            False: Lane("pages", PAGE_THREADS, PAGES, self.run),
+        }
         self.waiting: set[Reader] = set()
-        self.refusals: list[tuple[Ticket, float]] = []  # that are neither counted nor logged, with their seconds
         self.headless: dict[Handler, int] = {}  # connections without a whole head, the oldest first
         self.bodies: dict[Handler, None] = {}  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
@@ -495,8 +547,6 @@ class Front(WSGIServer):
         self.status = 0
         self.clock = self.loop.timer(TICK_SECONDS, TICK_SECONDS, ref=False)
         self.clock.start(self.look_at_the_clock)
-        self.before_polling = self.loop.prepare(ref=False)
-        self.before_polling.start(self.gather)
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut."""
@@ -518,56 +568,15 @@ class Front(WSGIServer):
         """End the reads whose time is up. A timer for each of them would cost more than the reading."""
         now = time.monotonic()
         for reader in [reader for reader in self.waiting if reader.until < now]:
-            reader.greenlet.throw(TimeoutError)
-
-    def put_off(self, ticket: Ticket) -> None:
-        """Have a refusal counted and logged, soon."""
-        ticket.closed = True
-        self.refusals.append((ticket, time.monotonic() - ticket.arrived))
-
-    def gather(self) -> None:
-        """Count and log what was refused, and let the next requests gather.
-
-        Refusing many in a row costs a processor less: it has the code at hand, and is taken from the model less often.
-        """
-        if self.refusals:
-            for ticket, seconds in self.refusals:
-                ticket.record(503, "other", seconds)
-            self.refusals.clear()
-            time.sleep(PAUSE_SECONDS)
+            if reader in self.waiting:  # another that was thrown out may have ended its connection
+                reader.greenlet.throw(TimeoutError)
+        for lane in self.lanes.values():
+            lane.look_for_clients()
 
     @property
     def full_queue(self) -> bool:
         """Whether no more requests are taken."""
-        return self.admitted >= self.limits.requests
-
-    def submit(self, work: Work) -> None:
-        """Have a thread run the app on a request, in turn."""
-        self.queue.append(work)
-        self.dispatch()
-
-    def dispatch(self) -> None:
-        """Give waiting requests to free threads."""
-        while self.queue and self.running < self.limits.threads:
-            self.running += 1
-            self.workers.submit(self.run_in_thread, self.queue.popleft())
-
-    def withdraw(self, work: Work) -> None:
-        """Forget a request that still waits for a thread."""
-        with contextlib.suppress(ValueError):
-            self.queue.remove(work)
-
-    def run_in_thread(self, work: Work) -> None:
-        """Answer a request, on a native thread."""
-        work.answer = self.run(work.environ)
-        self.loop.run_callback_threadsafe(self.finish, work)
-
-    def finish(self, work: Work) -> None:
-        """Wake the connection whose answer is ready, and use the thread for another."""
-        work.finished = True
-        work.settled.set()
-        self.running -= 1
-        self.dispatch()
+        return self.lanes[True].full
 
     def run(self, environ: dict[str, Any]) -> Answer | None:
         """Return the app's answer to a request that is in memory, or None where it failed to give one."""
