@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_keras_server as server
 from keras_server import telemetry
+from keras_server.front import limits
 from keras_server.front import server as front
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
@@ -62,8 +63,8 @@ def stats() -> dict[str, Any]:
         "files": len(os.listdir("/proc/self/fd")),
         "busy": bool(server.model.batcher.busy),
         "waiting": server.model.batcher.waiting,
-        "queued": sum(len(lane.queue) for lane in found.lanes.values()),
-        "running": sum(lane.running for lane in found.lanes.values()),
+        "queued": len(found.predictions.queue) + len(found.pages.queue),
+        "running": found.predictions.running + found.pages.running,
         "held": found.held,
         "connections": len(found.pool),
     }
@@ -98,7 +99,7 @@ class Front(front.Front):
 def main() -> int:
     """Serve the fake model."""
     for name, value in json.loads(sys.argv[1]).items():
-        (module,) = [module for module in (front, telemetry) if hasattr(module, name)]
+        (module,) = [module for module in (limits, telemetry) if hasattr(module, name)]
         setattr(module, name, value)
 
     def load_model() -> None:
