@@ -617,3 +617,20 @@ def test_a_probe_has_the_headers_of_the_app(fake: FakeServer, target: str, body:
     assert answer
     assert answer.headers["Content-Length"] == probe.headers["Content-Length"]
     assert fake.ask(request(target, "POST", b"")).status == 405
+
+
+def test_while_predictions_wait_a_client_of_pages_gets_a_pause_after_each(fake: FakeServer) -> None:
+    def seconds() -> float:
+        with fake.raw() as raw:
+            started = time.monotonic()
+            raw.send(request() * 6)
+            assert all(raw.answer() for _ in range(6))
+            return time.monotonic() - started
+
+    (waiting,) = fake.occupy(1)
+    assert seconds() > 0.5
+    fake.tell("go")
+    assert waiting.answer()
+    waiting.close()
+    fake.wait(running=0)
+    assert min(seconds() for _ in range(5)) < 0.5

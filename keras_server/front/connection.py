@@ -87,6 +87,8 @@ class Connection:
         """Answer request after request, and close the socket."""
         try:
             while self.serve_one():
+                if self.head.method != "POST" and self.front.predictions.works:
+                    gevent.sleep(limits.PAUSE_SECONDS)
                 self.reader.let_others()
             self.linger()
         except OSError:

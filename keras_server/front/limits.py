@@ -13,6 +13,7 @@ LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
 KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
+PAUSE_SECONDS = 0.1  # between two requests of a connection that are no predictions, while others wait for theirs
 LOOK_SECONDS = 0.25  # between two looks at which clients have left
 
 # Sizes
