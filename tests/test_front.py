@@ -1,6 +1,7 @@
 """The front over real sockets: what is HTTP and what is not, slow and leaving clients, and how the server stops."""
 
 import contextlib
+import json
 import random
 import re
 import select
@@ -634,3 +635,101 @@ def test_while_predictions_wait_a_client_of_pages_gets_a_pause_after_each(fake: 
     waiting.close()
     fake.wait(running=0)
     assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_a_large_answer_reaches_a_slow_reader_byte_for_byte() -> None:
+    with FakeServer("--max-batch", "8", STALL_SECONDS=1) as fake:
+        whole = fake.ask(request("/openapi.json")).body
+        raw = Raw(fake.port, window=4096)
+        count = 200
+        sender = threading.Thread(target=raw.send, args=(request("/openapi.json") * count,))
+        sender.start()
+        started, bodies = time.monotonic(), []
+        for number in range(count):
+            answer = raw.answer()
+            assert answer
+            bodies.append(answer.body)
+            if number % 10 == 0:  # longer in all than a client may take nothing
+                time.sleep(0.1)
+        sender.join()
+        raw.close()
+        assert time.monotonic() - started > 1
+        assert bodies == [whole] * count
+
+
+def test_a_single_answer_may_take_longer_than_a_stall() -> None:
+    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=0.5) as fake:
+        top = post(target="/predict?top=1000")
+        form = b"".join(
+            b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
+            for _ in range(60)
+        )
+        data = request("/predict?top=1000", "POST", form + b"--b--\r\n", Content_Type="multipart/form-data; boundary=b")
+        single = fake.ask(top).json["predictions"]
+        raw = Raw(fake.port, window=4096)
+        raw.send(data)
+        raw.socket.settimeout(None)
+        got = b""
+        started = time.monotonic()
+        while b"\r\n\r\n" not in got:
+            got += raw.file.read1(1000)
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.lower().count(b"content-length:") == 1
+        (length,) = re.findall(rb"content-length: (\d+)", head.lower())
+        assert int(length) > 2_000_000
+        while len(body) < int(length):
+            piece = raw.file.read1(200_000)
+            assert piece, "cut"
+            body += piece
+            if time.monotonic() - started < 1.5:
+                time.sleep(0.2)
+        raw.close()
+        assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
+
+
+@pytest.mark.parametrize("value", ["100-continue", "100-Continue", "100-CONTINUE"])
+def test_the_case_of_a_field_s_value_does_not_matter(fake: FakeServer, value: str) -> None:
+    with fake.raw() as raw:
+        head, body = post(Expect=value, Connection="Keep-Alive, Close").split(b"\r\n\r\n", 1)
+        first = raw.send(head + b"\r\n\r\n").answer()
+        second = raw.send(body).answer()
+    assert first
+    assert second
+    assert (first.status, second.status, second.headers["Connection"]) == (100, 200, "close")
+
+
+@pytest.mark.parametrize(
+    ("status", "trailers"),
+    [
+        (200, b"X-A: b\r\n" * 100),
+        (400, b"X-A: b\r\n" * 101),
+        (200, b"X-A: " + b"b" * 8183 + b"\r\n"),
+        (400, b"X-A: " + b"b" * 8184 + b"\r\n"),
+    ],
+)
+def test_trailers_are_bounded(fake: FakeServer, status: int, trailers: bytes) -> None:
+    with fake.raw() as raw:
+        answer = raw.send(CHUNKED + CHUNKS[:-2] + trailers + b"\r\n").answer()
+    assert answer
+    assert answer.status == status
+
+
+def test_no_header_comes_twice(fake: FakeServer) -> None:
+    for data in (request(), request("/docs"), request("/nothing"), post(), post(b""), b"nonsense\r\n\r\n"):
+        names = [name.lower() for name in fake.ask(data).headers]
+        assert len(names) == len({*names}), names
+
+
+def test_pages_of_other_origins_can_read_the_front_s_errors() -> None:
+    origin = "https://there"
+    with FakeServer("--cors-origin", origin, "--max-upload-mb", "0.1", "--queue-size", "1", "--timeout", "1") as fake:
+        answers = {413: fake.ask(post(bytes(200_000), Origin=origin)), 400: fake.ask(b"nonsense\r\n\r\n")}
+        answers[200] = fake.ask(request(Origin=origin))
+        fake.tell("hold")
+        answers[504] = fake.ask(post(Origin=origin))
+        for status, answer in answers.items():
+            assert answer.status == status
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+            assert answer.headers["Vary"] == "Origin"
+        fake.tell("go")

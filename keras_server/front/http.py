@@ -186,7 +186,7 @@ def render(answer: Answer, head: Head, close: bool) -> bytes:
     lines = [f"HTTP/1.1 {status}", f"Date: {formatdate(time.time(), usegmt=True)}"]
     if close or head.version == "1.0":
         lines.append(f"Connection: {'close' if close else 'keep-alive'}")
-    ours = {"connection", "content-length"} if head.method != "HEAD" else {"connection"}
+    ours = {"connection", "date"} if head.method == "HEAD" else {"connection", "date", "content-length"}
     lines += [f"{name}: {value}" for name, value in headers if name.lower() not in ours]
     bodiless = status.startswith(("204", "304"))
     if not bodiless and not any(line.lower().startswith("content-length:") for line in lines):
