@@ -32,7 +32,7 @@ from keras_server.front.server import Front, Limits, give_memory_back
 from keras_server.models import registry
 from keras_server.models.errors import StartupError
 from keras_server.models.served import Served
-from keras_server.settings import Settings, read_settings
+from keras_server.settings import Settings, read_settings, unknown_variables
 
 log = logging.getLogger("keras_server")
 
@@ -112,6 +112,8 @@ def configure(arguments: Sequence[str] = ()) -> None:
     handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else plain)
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    for sentence in unknown_variables():
+        log.warning(sentence)
 
 
 def start_model() -> Served:

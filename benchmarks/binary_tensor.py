@@ -57,9 +57,9 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 def measure(model: str, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of each request, and of each run of the engine between two of them."""
     sys.path.insert(0, str(ROOT))
-    import run_keras_server as server
     from keras_server.models.engines import OpenVINOEngine
     from keras_server.models.source import Source, open_engine
+    from keras_server.settings import Settings
 
     batch = np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
@@ -67,9 +67,9 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
         environment = environment_of(model, port, folder)
         with Server(command_of("ours-float32", model, port, Path()), environment, port, folder) as ours:
             ours.first_answer(make_picture(folder, "dog", (500, 375)))
-            server.settings.cache_dir = environment["KERAS_SERVER_CACHE_DIR"]  # so it is the server's own engine
+            settings = Settings(cache_dir=environment["KERAS_SERVER_CACHE_DIR"])  # so it is the server's own engine
             weights = str(weights_of(model)) if model == "resnet50" else ""
-            opened, spec = open_engine(Source(model, weights), server.settings)
+            opened, spec = open_engine(Source(model, weights), settings)
             engine = cast(OpenVINOEngine, opened).all_threads
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", f"/v2/models/{spec.name}")

@@ -231,9 +231,7 @@ def main() -> int:
     """Serve on this machine until Ctrl-C or SIGTERM, then answer what was accepted. Returns the exit status."""
     server.configure(sys.argv[1:])
     settings = server.settings
-    for setting in server.SETTINGS:  # for the proxy and the replica, which are processes of their own
-        if (value := getattr(settings, setting.name)) not in (setting.default, []):
-            os.environ[setting.variable] = ",".join(value) if isinstance(value, list) else str(value)
+    os.environ.update(settings.environment())  # for the proxy and the replica, which are processes of their own
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init("local", include_dashboard=False, num_cpus=processors())

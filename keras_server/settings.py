@@ -1,56 +1,137 @@
-"""Settings: what a row of their table is, and how the command line and the environment are read by the table."""
+"""Settings: one table, the fields of Settings, that the command line, the environment and the README's list follow.
+
+To add one, add a field and its row in the README.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import difflib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from keras_server import __version__
+
+T = TypeVar("T")
+PREFIX = "KERAS_SERVER_"
+# What Kubernetes tells each container of a service that is called keras-server.
+KUBERNETES = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP)).*")
 
 
-def one_of(*names: str) -> Callable[[str], str]:
-    """Return a converter that takes one of `names` and nothing else."""
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a reader that takes one of `words` and nothing else."""
 
-    def convert(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+    def read(text: str) -> str:
+        if text not in words:
+            raise click.BadParameter(f"{text!r} is none of {', '.join(words)}.")
         return text
 
-    return convert
+    return read
 
 
-def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
-    """Return a converter to `kind` (int or float) that takes `least` to `most`."""
+def number(kind: type[T], least: float, most: float) -> Callable[[str], T]:
+    """Return a reader of numbers of `kind`, int or float, from `least` to `most`; neither NaN nor infinite."""
 
-    def convert(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if least <= kind(text) <= most:
-                return kind(text)
+    def read(text: str) -> T:
+        with contextlib.suppress(ValueError, OverflowError):
+            if least <= float(value := kind(text)) <= most:  # type: ignore[call-arg, arg-type]
+                return value
         whole = "whole " if kind is int else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number from {least:g} to {most:g}")
+        raise click.BadParameter(f"{text[:40]!r} is not a {whole}number from {least:g} to {most:g}.")
 
-    return convert
+    return read
 
 
 def switch(text: str) -> bool:
     """Read on, true, yes, 1 and their opposites."""
-    if text.lower() not in {"1", "on", "true", "yes", "0", "off", "false", "no"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
-    return text.lower() in {"1", "on", "true", "yes"}
+    if text.lower() not in ("1", "on", "true", "yes", "0", "off", "false", "no"):
+        raise click.BadParameter(f"{text!r} is neither on nor off.")
+    return text.lower() in ("1", "on", "true", "yes")
+
+
+def setting(default: T, help: str, read: Callable[[str], Any] = str, metavar: str = "", empty: bool = False) -> T:
+    """Return a field of Settings. `empty` says that an empty variable is a value, and not the same as none."""
+    result: T = field(default=default, metadata={"help": help, "read": read, "metavar": metavar, "empty": empty})
+    return result
+
+
+COUNT = number(int, 1, 100_000)
+THREADS = number(int, 0, 1024)
+
+
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings, with their defaults."""
+
+    model: str = setting("", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or "
+        "'bundled'; if not given, resnet50, or the bundled one where its weights cannot be had")
+    weights: str = setting("", "weights file for the architecture that --model names, instead of a download",
+        metavar="FILE")
+    labels: str = setting("", 'names of the classes: a line each, a JSON list, {"0": "cat"}, {"cat": 0}, or '
+        "Keras' class index", metavar="FILE")
+    preprocess: str = setting("auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's "
+        "name; auto is the architecture's own, and none for a file", metavar="MODE")
+    activation: str = setting("auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
+        one_of("auto", "none", "softmax", "sigmoid"))
+    output: str = setting("", "name of the output that /predict answers from, where the model has several",
+        metavar="NAME")
+    engine: str = setting("auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
+        one_of("auto", "openvino", "keras"))
+    precision: str = setting("float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
+        one_of("float32", "bfloat16"))
+    max_batch: int = setting(8, "most images that the model computes at once", COUNT, "N")
+    decode_threads: int = setting(0, "most images that are decoded at once; 0: one a processor", THREADS, "N")
+    engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N")
+    cache_dir: str = setting("~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
+        metavar="FOLDER", empty=True)
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    port: int = setting(5000, "port to listen on; 0: a free one", number(int, 0, 65_535))
+    top: int = setting(5, "rows in an answer, unless the request says ?top=N", COUNT, "N")
+    max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
+    max_megapixels: float = setting(50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP")
+    queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
+    timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
+        number(float, 0.01, 86_400), "SECONDS")
+    drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
+        "while /readyz says no", number(float, 0, 3600), "SECONDS")
+    api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
+        "repeated, in the environment with commas", metavar="KEY")
+    api_key_file: str = setting("", "file with one key a line; a line that begins with # is a comment", metavar="FILE")
+    cors_origin: str = setting("", "origin whose web pages may call the server, or *", metavar="ORIGIN")
+    log_format: str = setting("text", "text or json", one_of("text", "json"))
+    unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables from which another process on this machine reads the same settings."""
+        values = {row.variable: getattr(self, row.name) for row in SETTINGS if getattr(self, row.name) != row.default}
+        # A key with a comma can only have come from the file, which is named as well.
+        return {
+            variable: ",".join(key for key in value if "," not in key) if isinstance(value, tuple) else str(value)
+            for variable, value in values.items()
+            if not isinstance(value, tuple) or any("," not in key for key in value)
+        }
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table. --name and KERAS_SERVER_NAME set it; `read` turns their text into the value."""
+    """A row of the table. --name and KERAS_SERVER_NAME set it."""
 
     name: str
     default: Any
     help: str
-    read: Callable[[str], Any] = str
-    metavar: str | None = None
+    read: Callable[[str], Any]
+    metavar: str
+    empty: bool
 
     @property
     def option(self) -> str:
@@ -60,107 +141,139 @@ class Setting:
     @property
     def variable(self) -> str:
         """The environment's spelling."""
-        return "KERAS_SERVER_" + self.name.upper()
+        return PREFIX + self.name.upper()
 
+    @property
+    def shown_default(self) -> str:
+        """The default as help and README show it."""
+        return "off" if self.default is False else "" if self.default == () else str(self.default)
 
-def shown_default(setting: Setting) -> str:
-    """Return a default as help and README show it."""
-    return "off" if setting.default is False else str(setting.default) if setting.default != () else ""
-
-
-def parser_of(table: Iterable[Setting]) -> argparse.ArgumentParser:
-    """Return the parser of a command line, whose defaults are what the environment says.
-
-    Exits with status 2 and a sentence where the environment cannot be read.
-    """
-    parser = argparse.ArgumentParser(
-        description="Serve a Keras model as a REST API: POST an image to /predict, get its labels as JSON.",
-        epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
-    )
-    for setting in table:
-        value, more = setting.default, dict[str, Any]()
-        if given := os.environ.get(setting.variable):
-            try:
-                value = setting.read(given)
-            except argparse.ArgumentTypeError as error:
-                parser.error(f"{setting.variable}: {error}")
-        if isinstance(setting.default, tuple):  # may be repeated
-            value, more = [part.strip() for part in given.split(",")] if given else [], {"action": "append"}
-        elif isinstance(setting.default, bool):  # --unsafe-model alone is on
-            more = {"nargs": "?", "const": True}
-        default = shown_default(setting)
-        parser.add_argument(
-            setting.option,
-            default=value,
-            type=setting.read,
-            help=setting.help + (f" (default: {default})" if default else ""),
-            metavar=setting.metavar or setting.name.rpartition("_")[2].upper(),
+    def parameter(self) -> click.Option:
+        """Return it as click reads it."""
+        more: dict[str, Any] = {}
+        if isinstance(self.default, tuple):
+            more = {"multiple": True}
+        elif isinstance(self.default, bool):  # the option alone is on
+            more = {"is_flag": False, "flag_value": "on"}
+        return click.Option(
+            [self.option, self.name],
+            type=self.read,
+            default=self.default if self.default == () else self.shown_default,
+            show_default=self.shown_default != "",
+            envvar=self.variable,
+            show_envvar=True,
+            help=self.help,
+            metavar=self.metavar or ("[on|off]" if self.default is False else self.name.rpartition("_")[2].upper()),
             **more,
         )
-    return parser
 
 
-COUNT = number(int, 1, 100_000)
-THREADS = number(int, 0, 1024)
-# fmt: off
-SETTINGS = (
-    Setting("model", "", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or 'bundled'; "
-            "if not given, resnet50, or the bundled one where its weights cannot be had"),
-    Setting("weights", "", "weights file for the architecture that --model names, instead of a download",
-            metavar="FILE"),
-    Setting("labels", "", "names of the classes: a line each, a JSON list, or Keras' class index", metavar="FILE"),
-    Setting("preprocess", "auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's name; "
-            "auto is the architecture's own, and none for a file", metavar="MODE"),
-    Setting("activation", "auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
-            one_of("auto", "none", "softmax", "sigmoid")),
-    Setting("engine", "auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
-            one_of("auto", "openvino", "keras")),
-    Setting("precision", "float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
-            one_of("float32", "bfloat16")),
-    Setting("max_batch", 8, "most images that the model computes at once", COUNT, "N"),
-    Setting("decode_threads", 0, "most images that are decoded at once; 0: one a processor", THREADS, "N"),
-    Setting("engine_threads", 0, "threads that the model computes with; 0: one a processor", THREADS, "N"),
-    Setting("cache_dir", "~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
-            metavar="FOLDER"),
-    Setting("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
-    Setting("port", 5000, "port to listen on; 0: a free one", number(int, 0, 65_535)),
-    Setting("top", 5, "rows in an answer, unless the request says ?top=N", COUNT, "N"),
-    Setting("max_upload_mb", 16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB"),
-    Setting("max_megapixels", 50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP"),
-    Setting("queue_size", 128, "most images that wait; past it requests are answered 503", COUNT, "N"),
-    Setting("timeout", 30.0, "seconds from a request's arrival to its answer, else 504",
-            number(float, 0.01, 86_400), "SECONDS"),
-    Setting("drain_seconds", 2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
-            "while /readyz says no", number(float, 0, 3600), "SECONDS"),
-    Setting("api_key", (), "key that clients must send as 'Authorization: Bearer KEY'; may be repeated, "
-            "in the environment with commas", metavar="KEY"),
-    Setting("api_key_file", "", "file with one key a line", metavar="FILE"),
-    Setting("cors_origin", "", "origin whose web pages may call the server, or *", metavar="ORIGIN"),
-    Setting("log_format", "text", "text or json", one_of("text", "json")),
-    Setting("unsafe_model", False, "on or off: load model files that carry Python code of their own", switch),
-)
-# fmt: on
+SETTINGS = tuple(Setting(row.name, row.default, **row.metadata) for row in fields(Settings))
 
 
 def read_settings(arguments: Sequence[str] = ()) -> Settings:
     """Return the settings, the command line before the environment before the defaults.
 
-    Exits with status 2 and a sentence where one cannot be read.
+    Exits with status 2 and one line where a setting cannot be read, with status 0 after --help and --version.
     """
-    parser = parser_of(SETTINGS)
-    found = parser.parse_args(arguments)
-    if found.api_key_file:
-        try:
-            found.api_key += Path(found.api_key_file).read_text("ascii").split() or [""]
-        except (OSError, UnicodeDecodeError):
-            parser.error(f"--api-key-file {found.api_key_file}: there is no such file of ASCII keys")
-    if not all(found.api_key):  # it would open the door to all
-        parser.error("--api-key: a key is empty")
-    return Settings(**vars(found))
+    command = click.Command(
+        "keras-server",
+        params=[*(row.parameter() for row in SETTINGS), version_option()],
+        help="Serve a Keras model as a REST API: POST an image to /predict, get its labels as JSON.",
+        epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
+        context_settings={"max_content_width": 120},
+    )
+    try:
+        context = command.make_context("keras-server", [*arguments])
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.UsageError as error:
+        stop(f"{spelling(error)}{error.message if spelling(error) else error.format_message()}")
+    values = dict(context.params)
+    sources = {row.name: context.get_parameter_source(row.name) for row in SETTINGS}
+    for row in SETTINGS:
+        if row.empty and sources[row.name] is ParameterSource.DEFAULT and os.environ.get(row.variable) == "":
+            values[row.name] = ""
+    typed = values["api_key"] if sources["api_key"] is ParameterSource.COMMANDLINE else ()
+    values["api_key"] = (*read_keys(typed), *read_key_file(values["api_key_file"], sources["api_key_file"]))
+    return Settings(**values)
 
 
-class Settings(argparse.Namespace):
-    """The settings; to be replaced."""
+def version_option() -> click.Option:
+    """Return the option that prints the version."""
 
-    def __init__(self, **values: Any):
-        super().__init__(**{s.name: list(s.default) if s.default == () else s.default for s in SETTINGS} | values)
+    def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            click.echo(f"keras-server {__version__}")
+            context.exit()
+
+    return click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=show,
+                        help="Show the version and exit.")  # fmt: skip
+
+
+def spelling(error: click.UsageError) -> str:
+    """Return where a value that cannot be read stands, as "--port: " or "KERAS_SERVER_PORT: "; else nothing."""
+    row = next((row for row in SETTINGS if isinstance(error, click.BadParameter) and error.param
+                and error.param.name == row.name), None)  # fmt: skip
+    if not row or not error.ctx:
+        return ""
+    from_environment = error.ctx.get_parameter_source(row.name) is ParameterSource.ENVIRONMENT
+    return f"{row.variable if from_environment else row.option}: "
+
+
+def stop(sentence: str) -> NoReturn:
+    """End the process with status 2 and one line."""
+    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def read_keys(typed: Sequence[str]) -> Iterator[str]:
+    """Yield the keys of the environment and those of the command line. Exits where one would open the door to all."""
+    kept = os.environ.get(f"{PREFIX}API_KEY")
+    for where, keys in ((f"{PREFIX}API_KEY", () if kept is None else kept.split(",")), ("--api-key", typed)):
+        for key in keys:
+            if "," in key:
+                stop(f"{where}: a key with a comma can only stand in an --api-key-file.")
+            yield usable(key.strip(), where)
+
+
+def read_key_file(path: str, source: ParameterSource | None) -> Iterator[str]:
+    """Yield the keys of a file: each line is one, with its spaces, unless it is blank or begins with #."""
+    where = f"{PREFIX}API_KEY_FILE" if source is ParameterSource.ENVIRONMENT else "--api-key-file"
+    if not path:
+        if os.environ.get(f"{PREFIX}API_KEY_FILE") == "" and source is ParameterSource.DEFAULT:
+            where = f"{PREFIX}API_KEY_FILE"
+        elif source is ParameterSource.DEFAULT:
+            return
+        stop(f"{where} is empty: give a file with a key, or leave it out.")
+    try:
+        text = Path(path).expanduser().read_bytes().decode("ascii")
+    except UnicodeDecodeError:
+        stop(f"{where}: {path} holds other characters than ASCII, which a key cannot.")
+    except (OSError, ValueError, RuntimeError) as error:
+        stop(f"{where}: {path} cannot be read ({getattr(error, 'strerror', None) or error}).")
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [usable(line, where) for line in lines if line and not line.startswith("#")]
+    if not keys:
+        stop(f"{where}: {path} holds no key.")
+    yield from keys
+
+
+def usable(key: str, where: str) -> str:
+    """Return a key. Exits where no client could send it, or any could; it is not shown."""
+    if not key:
+        stop(f"{where}: a key is empty, which would open the door to all.")
+    if not (key.isascii() and key.isprintable()):
+        stop(f"{where}: a key holds other characters than those of ASCII, which no header carries.")
+    return key
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a sentence for each variable that looks like a setting and is none."""
+    known = [row.variable for row in SETTINGS]
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known and not KUBERNETES.fullmatch(name):
+            near = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
+            sentences.append(f"{name} in the environment is no setting: did you mean {near}?")
+    return sentences

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import run_keras_server as server
 from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
-from keras_server.settings import Settings
 
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
@@ -62,7 +62,7 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change settings for one test."""
 
     def change(**values: Any) -> None:
-        monkeypatch.setattr(server, "settings", Settings(**vars(server.settings) | values))
+        monkeypatch.setattr(server, "settings", replace(server.settings, **values))
 
     return change
 

@@ -1,11 +1,15 @@
 """The app's factory: two apps in one process do not touch each other, and a request keeps the model that it took."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import encode, serve_with
 from flask.testing import FlaskClient
+from PIL import Image
+from werkzeug.datastructures import MultiDict
 
 from keras_server import api
 from keras_server.models.registry import Predictor, PredictorEngine
@@ -34,7 +38,7 @@ def two() -> Iterator[tuple[api.App, api.App]]:
     """Two apps, the second of which asks for a key."""
     models = serve("two", Times(2)), serve("three", Times(3))
     first = api.create_app(lambda: Settings(), lambda: models[0], lambda *_: np.zeros(1))
-    second = api.create_app(lambda: Settings(api_key=["secret"]), lambda: models[1], lambda *_: np.zeros(1))
+    second = api.create_app(lambda: Settings(api_key=("secret",)), lambda: models[1], lambda *_: np.zeros(1))
     yield first, second
     for model in models:
         model.close()
@@ -96,3 +100,63 @@ def test_an_adapted_model_is_closed_when_another_takes_its_place() -> None:
         thread.join(20)
         assert not thread.is_alive()
     app.current_model().close()
+
+
+def test_a_regression_is_answered_with_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An age is 29.7 years, and no probability of one class of two."""
+
+    class Age:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return batch[:, :1, 0, 0] * 100 + 29.7
+
+    client = serve_with(
+        monkeypatch, Age(), name="age", preprocess="none", kind="values", outputs=(Tensor("age", (1,), "float32"),)
+    )
+    black, white = (encode(Image.new("RGB", (8, 8), colour)) for colour in ("black", "white"))
+    answer = client.post("/predict", data=black, content_type="image/png").json
+    assert answer == {"success": True, "model": "age", "values": [pytest.approx(29.7, abs=1e-4)]}
+    both = [("image", (io.BytesIO(data), name)) for data, name in ((black, "b.png"), (white, "w.png"))]
+    results = client.post("/predict", data=MultiDict(both)).json["results"]
+    assert [result["values"] for result in results] == [
+        [pytest.approx(29.7, abs=1e-4)],
+        [pytest.approx(25529.7, abs=1e-2)],
+    ]
+    assert all("predictions" not in result for result in results)
+    why = client.post("/explain", data=black, content_type="image/png")
+    assert why.status_code == 422
+    assert "not with labels" in why.json["error"]
+
+
+def test_values_that_are_not_finite_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.full((len(batch), 1), np.nan)
+
+    client = serve_with(monkeypatch, Broken(), kind="values", outputs=(Tensor("age", (1,), "float32"),))
+    assert client.post("/predict", data=encode(Image.new("RGB", (8, 8))), content_type="image/png").status_code == 500
+
+
+def test_why_there_are_no_labels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve_with(monkeypatch, kind="none", reason="The output is no class list: ask /v2.")
+    for path in ("/predict", "/explain"):
+        answer = client.post(path, data=b"x", content_type="image/png")
+        assert answer.status_code == 400
+        assert answer.json["error"] == "The output is no class list: ask /v2."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.zeros(()), np.zeros((0, 1000)), np.zeros((3, 1000)), np.zeros(1000), np.array(["a"]), np.array([{}]), None],
+    ids=["scalar", "no rows", "more rows", "no batch", "text", "objects", "nothing"],
+)
+def test_no_answer_of_a_model_ends_its_thread(answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    class Odd:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.eye(1000, dtype=np.float32)[[3]] if (batch > 0).all() else answer
+
+    client = serve_with(monkeypatch, Odd(), preprocess="none")
+    black, white = (encode(Image.new("RGB", (8, 8), colour)) for colour in ("black", "white"))
+    assert client.post("/predict", data=black, content_type="image/png").status_code == 500
+    assert client.post("/predict", data=white, content_type="image/png").json["predictions"][0]["probability"] == 1
+    assert client.get("/readyz").status_code == 200
+    assert "failed" in caplog.text

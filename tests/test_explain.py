@@ -390,7 +390,7 @@ def test_other_methods_and_types(bundled_client: Any) -> None:
 
 
 def test_the_key_is_asked(bundled_client: Any, setting: Callable[..., None], dog: bytes) -> None:
-    setting(api_key=["secret"])
+    setting(api_key=("secret",))
     assert ask(bundled_client, dog).status_code == 401
     assert ask(bundled_client, dog, Authorization="Bearer secret").status_code == 200
 

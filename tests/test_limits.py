@@ -414,7 +414,7 @@ def test_pages_of_other_origins_are_let_in_only_where_the_operator_says_so(
     ask = {"Origin": "https://there", "Access-Control-Request-Method": "POST"}
     for answer in (client.options("/predict", headers=ask), client.get("/healthz", headers=ask)):
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
-    setting(cors_origin="https://there", api_key=["secret"])
+    setting(cors_origin="https://there", api_key=("secret",))
     answer = client.options("/predict", headers=ask)
     assert answer.status_code == 200  # browsers ask without the key
     assert answer.headers["Access-Control-Allow-Origin"] == "https://there"

@@ -108,7 +108,7 @@ def test_errors_are_as_described(
     options: dict[str, Any],
     status: int,
 ) -> None:
-    setting(max_upload_mb=0.05, api_key=["secret"] if status == 401 else [])
+    setting(max_upload_mb=0.05, api_key=("secret",) if status == 401 else [])
     described = document(client)
     if status == 503:
         monkeypatch.setattr(server, "model", None)
@@ -147,7 +147,7 @@ def test_models_without_pictures_have_no_routes_for_them(monkeypatch: pytest.Mon
 
 
 def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable[..., None]) -> None:
-    setting(max_upload_mb=3, queue_size=7, max_megapixels=11, top=4, api_key=["secret"])
+    setting(max_upload_mb=3, queue_size=7, max_megapixels=11, top=4, api_key=("secret",))
     found = document(client)
     text = json.dumps(found)
     assert "3 MiB" in text
@@ -157,7 +157,7 @@ def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable
     assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert found["paths"]["/predict"]["post"]["security"] == [{"key": []}]
     assert "security" not in found["paths"]["/healthz"]["get"]
-    setting(api_key=[])
+    setting(api_key=())
     assert "security" not in json.dumps(document(client)).replace("securitySchemes", "")
 
 

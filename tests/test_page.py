@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ import requests
 from conftest import DOG, ROOT, Process, encode, serve_with
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from werkzeug.serving import make_server
 
 import run_keras_server as server
 from keras_server.models.spec import Tensor
@@ -179,6 +181,37 @@ def test_a_model_that_takes_no_pictures_says_so(monkeypatch: pytest.MonkeyPatch)
     assert "This model takes no pictures" in text
     assert "/v2/models/prices/infer" in text
     assert 'id="sample"' not in text
+
+
+def test_a_model_whose_output_is_no_class_list_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, name="unet", kind="none", reason="unet's output is no class list.")
+    text = server.app.test_client().get("/").text
+    assert "This model gives no labels" in text
+    assert "unet&#39;s output is no class list." in text
+    assert 'id="sample"' not in text
+
+
+def test_the_number_of_a_regression_is_shown(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Age:
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.full((len(batch), 1), 29.7, np.float32)
+
+    serve_with(monkeypatch, Age(), name="age", kind="values", outputs=(Tensor("age", (1,), "float32"),))
+    http = make_server("127.0.0.1", 0, server.app, threaded=True)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    try:
+        page = visit(f"http://127.0.0.1:{http.server_port}")
+        expect(page.locator("header")).to_have_text(re.compile("age answers with numbers"))
+        page.get_by_role("button", name="Try this dog").click()
+        expect(page.locator(".values")).to_have_text("29.7")
+        expect(page.locator(".rows li")).to_have_count(0)
+        expect(page.locator(".hint")).to_be_hidden()
+        expect(page.locator("#log")).to_contain_text("29.7")
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
 
 
 # Photos in, labels out

@@ -155,7 +155,7 @@ MISTAKES = [
     (["--model", "README.md"], 1, "not a Keras model"),
     (["--port", "http"], 2, "--port"),
     (["--host", "256.0.0.1", "--model", "bundled"], 1, "Cannot listen"),
-    (["--model", "bundled", "--labels", "README.md"], 1, "1000 classes"),
+    (["--model", "bundled", "--labels", "requirements.txt"], 1, "1000 classes"),
 ]
 
 

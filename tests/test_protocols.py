@@ -575,7 +575,7 @@ def test_what_happens_to_images_happens_to_tensors(
 
 
 def test_keys_are_asked_for(tabular: FlaskClient, setting: Callable[..., None]) -> None:
-    setting(api_key=["secret"])
+    setting(api_key=("secret",))
     body = {"inputs": tabular_inputs()}
     refusal(infer(tabular, body), 401)
     refusal(tabular.get("/v1/models"), 401)

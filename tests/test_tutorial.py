@@ -16,8 +16,9 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 import run_keras_server as server
-from keras_server.models.labels import IMAGENET, read_labels
+from keras_server.models.labels import read_labels
 from keras_server.models.served import Served
+from keras_server.models.spec import IMAGENET
 from keras_server.settings import Settings
 
 # As printed at blog.keras.io in 2018, by Adrian Rosebrock, with the imports of today and the two lines whole that the

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_headers_come_once() -> None:
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_over_the_limit_is_not_passed_on(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.settings, "max_upload_mb", 0.001)
+    monkeypatch.setattr(server, "settings", replace(server.settings, max_upload_mb=0.001))
     app = answering([START, BODY])
     status, _, answer = ask(app, b"x" * 2000, headers=[(b"content-length", b"2000")] if announced else [])
     assert (status, answer["success"]) == (413, False)
@@ -134,7 +135,7 @@ def test_a_body_that_breaks_off() -> None:
 
 def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray keeps the cancellation to itself, as this app does."""
-    monkeypatch.setattr(server.settings, "timeout", 0.05)
+    monkeypatch.setattr(server, "settings", replace(server.settings, timeout=0.05))
 
     async def slow(*_: Any) -> None:
         try:

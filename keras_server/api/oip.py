@@ -45,7 +45,7 @@ from keras_server.models.spec import Tensor, probabilities
 routes = protocol("oip")
 
 
-class Wanted(NamedTuple):
+class RequestedOutput(NamedTuple):
     """An output that a request asks for."""
 
     number: int
@@ -61,11 +61,11 @@ def parameters_of(item: dict[str, Any]) -> dict[str, Any]:
 
 def by_name(request: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Return a request's inputs or outputs, in their order."""
-    found: dict[str, dict[str, Any]] = {}
+    items: dict[str, dict[str, Any]] = {}
     for item in typed(request.get(key, []), list, f"'{key}'"):
         name = typed(typed(item, dict, f"Each of '{key}'").get("name"), str, f"The name of each of '{key}'")
-        found[name] = item
-    return found
+        items[name] = item
+    return items
 
 
 def decode_v2(request: dict[str, Any], binary: memoryview) -> Arrays:
@@ -110,11 +110,11 @@ def from_input(item: dict[str, Any], data: Any, tensor: Tensor) -> np.ndarray:
     return from_lists(data, [math.prod(shape)] if flat else shape, tensor).reshape(shape)
 
 
-def wanted_outputs(request: dict[str, Any]) -> list[Wanted]:
+def requested_outputs(request: dict[str, Any]) -> list[RequestedOutput]:
     """Return the outputs that a request asks for; without a word about them, all."""
     numbers = {tensor.name: number for number, tensor in enumerate(current_model().spec.outputs)}
     binary = typed(parameters_of(request).get("binary_data_output", False), bool, "'binary_data_output'")
-    found = []
+    requested = []
     for name, item in (by_name(request, "outputs") or {name: {} for name in numbers}).items():
         if name not in numbers:
             raise TensorError(
@@ -123,41 +123,41 @@ def wanted_outputs(request: dict[str, Any]) -> list[Wanted]:
         parameters = parameters_of(item)
         classes = whole(parameters.get("classification", 0), "'classification'")
         in_binary = typed(parameters.get("binary_data", binary), bool, "'binary_data'")
-        found.append(Wanted(numbers[name], classes, in_binary))
-    return found
+        requested.append(RequestedOutput(numbers[name], classes, in_binary))
+    return requested
 
 
-def classify(output: np.ndarray, wanted: Wanted) -> np.ndarray:
+def classify(output: np.ndarray, requested: RequestedOutput) -> np.ndarray:
     """Return the highest values of each row as Triton spells them, "value:index:label", or without a label."""
     values = output.reshape(len(output), -1)
     spec = current_model().spec
-    if spec.kind == "classes" and wanted.number == spec.output:
+    if spec.kind == "classes" and requested.number == spec.output:
         values = probabilities(values, spec)
     labels = [f":{label}" for label in spec.labels]
     labels = labels if len(labels) == values.shape[1] else [""] * values.shape[1]
-    order = np.argsort(-values.astype(float), axis=1, kind="stable")[:, : wanted.classes]
+    order = np.argsort(-values.astype(float), axis=1, kind="stable")[:, : requested.classes]
     spelled = [[f"{row[i]:f}:{i}{labels[i]}" for i in best] for row, best in zip(values, order, strict=True)]
     return np.array(spelled, object)
 
 
-def encode_v2(request: dict[str, Any], wanted: list[Wanted], outputs: list[np.ndarray]) -> Any:
+def encode_v2(request: dict[str, Any], requested: list[RequestedOutput], outputs: list[np.ndarray]) -> Any:
     """Return the answer: JSON, and after it the tensors that were asked for in binary."""
-    found: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for want in wanted:
-        tensor, array = current_model().spec.outputs[want.number], outputs[want.number]
+    for one in requested:
+        tensor, array = current_model().spec.outputs[one.number], outputs[one.number]
         item: dict[str, Any] = {"name": tensor.name, "datatype": DATATYPES[tensor.dtype][0]}
-        if want.classes:
-            array, item["datatype"] = classify(array, want), "BYTES"
+        if one.classes:
+            array, item["datatype"] = classify(array, one), "BYTES"
         item["shape"] = [*array.shape]
-        if want.binary:
-            tail.append(join_elements(array) if want.classes else array.tobytes())
+        if one.binary:
+            tail.append(join_elements(array) if one.classes else array.tobytes())
             item["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             item["data"] = to_lists(array.reshape(-1))
-        found.append(item)
-    given = {"id": request["id"]} if "id" in request else {}
-    answer = {"model_name": current_model().spec.name, "model_version": "1", **given, "outputs": found}
+        items.append(item)
+    request_id = {"id": request["id"]} if "id" in request else {}
+    answer = {"model_name": current_model().spec.name, "model_version": "1", **request_id, "outputs": items}
     if not tail:
         return answer
     head = flask.json.dumps(answer).encode()
@@ -170,8 +170,8 @@ def v2_infer(**_: str) -> Any:
     """Compute the tensors of a request."""
     request, binary = read_request()
     typed(request.get("id", ""), str, "'id'")
-    wanted = wanted_outputs(request)
-    return encode_v2(request, wanted, compute(decode_v2(request, binary)))
+    requested = requested_outputs(request)
+    return encode_v2(request, requested, compute(decode_v2(request, binary)))
 
 
 @routes.get("/v2", strict_slashes=False)

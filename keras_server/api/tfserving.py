@@ -113,8 +113,8 @@ def v1_metadata(**_: str) -> Any:
         for tensor in tensors:
             sizes = [{"size": str(length), "name": ""} for length in shape_of(tensor)]
             shape = {"dim": sizes, "unknown_rank": False}
-            found = {"name": tensor.name, "dtype": DATATYPES[tensor.dtype][1], "tensor_shape": shape}
-            signature[key][tensor.name] = found
+            info = {"name": tensor.name, "dtype": DATATYPES[tensor.dtype][1], "tensor_shape": shape}
+            signature[key][tensor.name] = info
     return {
         "model_spec": {"name": spec.name, "signature_name": "", "version": "1"},
         "metadata": {"signature_def": {"signature_def": {"serving_default": signature}}},

@@ -56,12 +56,12 @@ def bottlenecks(output: Any) -> Iterator[tuple[Any, list[Any]]]:
         elif id(tensor) not in ordered:
             stack += [(tensor, True), *((parent, False) for parent in parents(tensor))]
     rest = [*ordered.values()]
-    wanted = {id(output)}
+    needed = {id(output)}
     while rest:
-        if len(wanted) == 1:
+        if len(needed) == 1:
             yield rest[-1], rest[:-1]
         tensor = rest.pop()
-        wanted = wanted - {id(tensor)} | {id(parent) for parent in parents(tensor)}
+        needed = needed - {id(tensor)} | {id(parent) for parent in parents(tensor)}
 
 
 def is_map(tensor: Any) -> bool:
@@ -118,9 +118,9 @@ def cut(source: Any, output: Any) -> tuple[list[Any], list[Any]] | None:
     for tensor, before in bottlenecks(output):
         after = [] if tensor is output else [keras.Model(tensor, output)]
         inner = producer(tensor)
-        if is_graph(inner) and (found := cut(inner.inputs[0], inner.outputs[0])):
+        if is_graph(inner) and (inside := cut(inner.inputs[0], inner.outputs[0])):
             (start,) = parents(tensor)
-            return [keras.Model(source, start), *found[0]], [*found[1], *after]
+            return [keras.Model(source, start), *inside[0]], [*inside[1], *after]
         if is_map(tensor) and not only_pools(tensor) and any(has_kernel(t) for t in (tensor, *before)):
             return [keras.Model(source, tensor)], after
     return None

@@ -1,4 +1,4 @@
-"""What computes a batch: OpenVINO on a CPU, Keras itself elsewhere; and the cache of converted models.
+"""What computes a batch: OpenVINO on a CPU, Keras itself elsewhere.
 
 An engine is called with a list of arrays, one for each input of the model, and returns the list of its outputs, all
 with the batch as their first axis. As many threads may call it at a time as it has lanes.
@@ -7,18 +7,12 @@ with the batch as their first axis. As many threads may call it at a time as it 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,49 +171,3 @@ def structures(keras_model: Any) -> tuple[Any, Any]:
     if isinstance(keras_model, keras.Sequential):  # which knows them only as lists
         return keras_model.inputs[0], keras_model.outputs[0]
     return keras_model.input, keras_model.output
-
-
-class Cache:
-    """A folder of converted models, from which a start needs neither Keras nor the conversion.
-
-    A model is found by a hash of its name, of its file's bytes and of the versions that take part in converting it.
-    """
-
-    FORMAT = 1  # to be raised when what an entry holds changes
-    ENTRIES = 8  # the newest are kept
-
-    def __init__(self, folder: str, name: str, files: Iterable[Path]):
-        """Look for the model `name` that these files hold. Without a folder or files nothing is found or kept."""
-        key = hashlib.sha256(f"{self.FORMAT} {name}".encode())
-        for package in ("openvino", "keras", "tensorflow"):
-            key.update(metadata.version(package).encode())
-        for file in (files := [*files]):
-            with file.open("rb") as content:
-                key.update(hashlib.file_digest(content, "sha256").digest())
-        self.folder = Path(folder).expanduser() if folder and files else None
-        self.entry = (self.folder or Path()) / f"{name}-{key.hexdigest()[:32]}"
-
-    def read(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the path of the converted model and what was kept with it, or None."""
-        try:
-            status = self.folder.stat() if self.folder else None
-            if not status or status.st_uid != os.getuid() or status.st_mode & 0o022:
-                return None  # others may write there: what it holds is not to be trusted
-            return self.entry / "model.xml", json.loads((self.entry / "about.json").read_text())
-        except (OSError, ValueError):
-            return None
-
-    def write(self, converted: Any, about: dict[str, Any]) -> None:
-        """Keep a converted model for the next start. A folder that cannot be written to is no reason not to serve."""
-        if not self.folder:
-            return
-        try:
-            self.folder.mkdir(0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as temporary:
-                openvino().save_model(converted, Path(temporary, "model.xml"), compress_to_fp16=False)
-                Path(temporary, "about.json").write_text(json.dumps(about))
-                os.rename(temporary, self.entry)  # whole or not at all, whoever else starts just now
-            for old in sorted(self.folder.glob("*-*"), key=os.path.getmtime)[: -self.ENTRIES]:
-                shutil.rmtree(old, ignore_errors=True)
-        except (OSError, RuntimeError) as error:
-            log.info("The converted model could not be kept in %s (%s).", self.folder, error)

@@ -1,4 +1,6 @@
-"""What goes wrong before a model is served."""
+"""What keeps a model from being served, as sentences for the person who started the server."""
+
+from __future__ import annotations
 
 
 class StartupError(Exception):

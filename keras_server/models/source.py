@@ -21,7 +21,6 @@ import numpy as np
 from keras_server.images import PREPROCESS
 from keras_server.machine import processors
 from keras_server.models.engines import (
-    Cache,
     Engine,
     KerasEngine,
     OpenVINOEngine,
@@ -31,7 +30,8 @@ from keras_server.models.engines import (
     structures,
 )
 from keras_server.models.errors import DownloadError, StartupError
-from keras_server.models.labels import read_labels
+from keras_server.models.export import Cache
+from keras_server.models.labels import check_labels, read_labels
 from keras_server.models.spec import Spec, Tensor
 
 log = logging.getLogger("keras_server")
@@ -190,8 +190,7 @@ def open_model(source: Source, settings: Any) -> tuple[Engine, Spec]:
     spec = replace(spec, activation=activation)
     if settings.labels:
         spec = replace(spec, labels=read_labels(Path(settings.labels)))
-        if len(spec.labels) != spec.classes:
-            raise StartupError(f"--labels: {len(spec.labels)} names for the {spec.classes} classes of {spec.name}.")
+        check_labels(spec.labels, spec.classes, spec.name)
     return run, spec
 
 

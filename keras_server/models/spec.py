@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from keras_server.images import MODES
-from keras_server.models.labels import IMAGENET, read_labels
+from keras_server.models.labels import read_labels
+
+IMAGENET = Path(__file__).resolve().parents[1] / "bundled" / "imagenet_classes.json"  # Keras' class index
 
 Kind = Literal["classes", "values", "none"]
 

@@ -318,8 +318,11 @@ class Card {
     line.hidden = false;
   }
 
-  answered({ model, predictions }, took, inside) {
+  answered({ model, predictions = [], values = [] }, took, inside) {
     this.state("", "done");
+    const numbers = this.part(".values"); // of a regression, which knows no labels
+    numbers.textContent = values.map((value) => Number(value.toPrecision(4)).toLocaleString()).join("  ");
+    numbers.hidden = !values.length;
     const rows = predictions.map(({ label, probability }) => {
       const row = $("row").content.cloneNode(true).firstElementChild;
       const button = row.firstElementChild;
@@ -331,7 +334,7 @@ class Card {
       return row;
     });
     this.part(".rows").replaceChildren(...rows);
-    this.part(".hint").hidden = false;
+    this.part(".hint").hidden = !predictions.length;
     const times = this.part(".times");
     times.textContent = `${model} · ${milliseconds(took)} there and back`;
     if (inside !== null) times.textContent += `, ${milliseconds(inside)} of them in the server`;
@@ -339,7 +342,7 @@ class Card {
     this.part("details").hidden = false;
     this.codes();
     const [best] = predictions;
-    say(`${this.file.name}: ${spoken(best.label)}, ${percent(best.probability)}`);
+    say(`${this.file.name}: ${best ? `${spoken(best.label)}, ${percent(best.probability)}` : numbers.textContent}`);
   }
 
   /** Fill the boxes that repeat this request elsewhere. */
