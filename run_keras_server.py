@@ -27,8 +27,9 @@ from PIL import Image
 
 from keras_server import api, images, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
+from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, raise_file_limit, url_of
-from keras_server.front.server import Front, Limits, give_memory_back
+from keras_server.front.server import Front, give_memory_back
 from keras_server.models import registry
 from keras_server.models.errors import StartupError
 from keras_server.models.served import Served

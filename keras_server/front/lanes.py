@@ -6,8 +6,9 @@ import contextlib
 import io
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from wsgiref.types import WSGIApplication
 
 import gevent
 from gevent.event import Event
@@ -17,8 +18,6 @@ from keras_server.front.http import Answer
 from keras_server.ticket import Ticket
 
 log = logging.getLogger("keras_server")
-
-App = Callable[[dict[str, object], Callable[..., object]], Iterable[bytes]]  # WSGI
 
 
 class Work:
@@ -35,7 +34,7 @@ class Work:
 class Lane:
     """Threads for one kind of requests, and the queue before them."""
 
-    def __init__(self, name: str, app: App, threads: int, limit: int):
+    def __init__(self, name: str, app: WSGIApplication, threads: int, limit: int):
         """Take the WSGI app, how many threads run it, and how many requests there may be at once."""
         self.app, self.threads, self.limit = app, threads, limit
         self.workers = ThreadPoolExecutor(threads, name)
@@ -89,17 +88,19 @@ class Lane:
         self.dispatch()
 
 
-def run(app: App, environ: dict[str, object]) -> Answer | None:
+def run(app: WSGIApplication, environ: dict[str, object]) -> Answer | None:
     """Return the app's answer to a request, or None where it failed to give one."""
     started: list[tuple[str, Headers]] = []
+    written: list[bytes] = []  # by WSGI's old way
 
-    def start_response(status: str, headers: Headers, exc_info: object = None) -> None:
+    def start_response(status: str, headers: Headers, exc_info: object = None) -> Callable[[bytes], object]:
         started.append((status, headers))
+        return written.append
 
     try:
         chunks = app(environ, start_response)
         try:
-            body = b"".join(chunks)
+            body = b"".join([*written, *chunks])
         finally:
             getattr(chunks, "close", lambda: None)()
         return *started[-1], body

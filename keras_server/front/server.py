@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from wsgiref.types import WSGIApplication
 
 import gevent
 import gevent.socket
@@ -24,7 +25,7 @@ from gevent.server import StreamServer
 from keras_server.errors import Cors
 from keras_server.front import limits as constants
 from keras_server.front.connection import Connection
-from keras_server.front.lanes import App, Lane
+from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
 
 log = logging.getLogger("keras_server")
@@ -39,7 +40,7 @@ class Front:
     def __init__(
         self,
         listener: gevent.socket.socket,
-        app: App,
+        app: WSGIApplication,
         limits: Limits,
         draining: threading.Event,
         probes: Mapping[str, Probe],
