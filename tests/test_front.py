@@ -731,3 +731,15 @@ def test_pages_of_other_origins_can_read_the_front_s_errors() -> None:
             assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
             assert answer.headers["Vary"] == "Origin"
         fake.tell("go")
+
+
+def test_a_client_may_end_its_half_of_the_connection_after_a_get(fake: FakeServer) -> None:
+    raws = fake.occupy(1)
+    with fake.raw() as raw:
+        raw.send(request("/metrics")).socket.shutdown(socket.SHUT_WR)
+        answer = raw.answer()
+    assert answer
+    assert answer.status == 200
+    fake.tell("go")
+    assert raws[0].answer()
+    raws[0].close()
