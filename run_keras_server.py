@@ -25,11 +25,11 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images
-from keras_server import ticket as account
+from keras_server import api, images, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
+from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, raise_file_limit, url_of
-from keras_server.front.server import Front, Limits, give_memory_back
+from keras_server.front.server import Front, give_memory_back
 from keras_server.models import registry
 from keras_server.models.errors import StartupError
 from keras_server.models.served import Served
@@ -90,7 +90,7 @@ def predict() -> ResponseReturnValue:
         good = [result for result in results if result["success"]]
         for result, answer in zip(good, served.answers(preds, top), strict=True):
             result.update(answer)
-        account.IMAGES.inc(len(batch))
+        telemetry.IMAGES.inc(len(batch))
 
     # one image is answered by itself, several as a list
     if len(results) > 1:
@@ -109,8 +109,8 @@ def configure(arguments: Sequence[str] = ()) -> None:
     global settings
     settings = read_settings(arguments)
     handler = logging.StreamHandler()
-    plain = account.LineFormatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(account.JsonFormatter() if settings.log_format == "json" else plain)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else plain)
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     for sentence in unknown_variables():
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
     raise_file_limit()
     listener.listen(1024)
-    front = Front(listener, app, limits(settings), app.draining)
+    front = Front(listener, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
     served.batcher.on_death = front.die
     for which in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(which, front.stop_softly)

@@ -47,7 +47,7 @@ from starlette.middleware import Middleware
 
 import run_keras_server as server
 from keras_server.balancer import UNAVAILABLE
-from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, error_headers
+from keras_server.errors import OVERLOADED, TOO_LARGE, TOO_LATE, Cors, error_body, json_headers
 from keras_server.models.engines import processors
 from keras_server.ticket import Ticket
 
@@ -165,7 +165,7 @@ def refusal(scope: Message, status: int, sentence: str) -> list[Message]:
     """Return the messages of an answer that the app does not know of, in the shape of its own."""
     scope["ticket"].close(status)
     body = error_body(scope["path"], sentence)
-    headers = [(name.lower().encode(), value.encode()) for name, value in error_headers(scope["ticket"], status)]
+    headers = [(name.lower().encode(), value.encode()) for name, value in json_headers(scope["ticket"], status, Cors())]
     headers.append((b"content-length", str(len(body)).encode()))
     return [
         {"type": "http.response.start", "status": status, "headers": headers},

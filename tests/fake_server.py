@@ -2,10 +2,10 @@
 
     python fake_server.py '{"HEAD_SECONDS": 1}' --port 0 ...
 
-The first argument sets constants of front.py, the others are the server's own. Each line on standard input is a
-command, answered by one line of JSON on standard output: hold and go stop and start the model, once lets one batch
-pass, fail and die make the next batch raise an exception or end the model's thread, forget collects the
-garbage and starts the peak of the memory anew, stats only answers.
+The first argument sets constants of the front and of telemetry, the others are the server's own. Each line on standard
+input is a command, answered by one line of JSON on standard output: hold and go stop and start the model, once lets one
+batch pass, fail and die make the next batch raise an exception or end the model's thread, forget collects the garbage
+and starts the peak of the memory anew, stats only answers.
 """
 
 import gc
@@ -23,6 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_keras_server as server
+from keras_server import telemetry
+from keras_server.front import limits
 from keras_server.front import server as front
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
@@ -61,8 +63,8 @@ def stats() -> dict[str, Any]:
         "files": len(os.listdir("/proc/self/fd")),
         "busy": bool(server.model.batcher.busy),
         "waiting": server.model.batcher.waiting,
-        "queued": len(found.queue),
-        "running": found.running,
+        "queued": len(found.predictions.queue) + len(found.pages.queue),
+        "running": found.predictions.running + found.pages.running,
         "held": found.held,
         "connections": len(found.pool),
     }
@@ -88,8 +90,8 @@ def obey() -> None:
 class Front(front.Front):
     """A front that stats() finds."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         fronts.append(self)
         threading.Thread(target=obey, daemon=True).start()
 
@@ -97,8 +99,8 @@ class Front(front.Front):
 def main() -> int:
     """Serve the fake model."""
     for name, value in json.loads(sys.argv[1]).items():
-        assert hasattr(front, name), name
-        setattr(front, name, value)
+        (module,) = [module for module in (limits, telemetry) if hasattr(module, name)]
+        setattr(module, name, value)
 
     def load_model() -> None:
         settings = server.settings

@@ -1,10 +1,13 @@
 """The front over real sockets: what is HTTP and what is not, slow and leaving clients, and how the server stops."""
 
 import contextlib
+import json
+import random
 import re
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from typing import Any
 import pytest
 import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, post, request, wait_until
+
+import run_keras_server as server
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -55,7 +60,7 @@ def fake(shared: FakeServer) -> Iterator[FakeServer]:
             "bytes beyond ASCII in a field": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Name: \xc3\xa4\xff\r\n\r\n"),
             "websocket": (
                 400,
-                b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             ),
             "GET with a body": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"),
             "no body": (400, b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"),
@@ -535,3 +540,206 @@ def test_nothing_is_left_of_connections_and_threads(fake: FakeServer) -> None:
     after = fake.wait(connections=0, held=0)
     assert after["files"] == before["files"]
     assert after["threads"] == before["threads"]
+
+
+def test_clients_that_hang_up_at_any_moment_leave_nothing_behind() -> None:
+    """By FIN and by RST, in the middle of a request, while it is computed, after a part of the answer, pipelined."""
+    with FakeServer(SILENT_SECONDS=0.2) as fake:
+        for _ in range(30):  # so that all threads are there
+            fake.ask(post())
+        before = fake.wait(connections=0)
+        end = time.monotonic() + 3
+
+        def hang_up(seed: int) -> None:
+            chance = random.Random(seed)
+            while time.monotonic() < end:
+                with contextlib.suppress(OSError), fake.raw() as raw:
+                    if chance.random() < 0.5:
+                        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    for _ in range(chance.choice([1, 1, 2])):
+                        whole = post() * chance.choice([1, 1, 2])
+                        raw.send(whole[: chance.randrange(len(whole))] if chance.random() < 0.1 else whole)
+                        match chance.randrange(4):
+                            case 0:
+                                time.sleep(chance.random() * 0.004)
+                            case 1:
+                                raw.socket.recv(100)
+                            case 2:
+                                raw.socket.shutdown(socket.SHUT_WR)
+
+        threads = [threading.Thread(target=hang_up, args=[seed]) for seed in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert fake.ask(post()).status == 200
+        after = fake.wait(connections=0, queued=0, running=0, held=0)
+        assert after["files"] == before["files"]
+        assert after["threads"] <= before["threads"] + 20  # those of the pool
+        assert "Traceback" not in fake.log
+
+
+def test_pages_neither_wait_behind_predictions_nor_take_all_that_come() -> None:
+    with FakeServer("--max-batch", "1", "--decode-threads", "1", PAGES=2, PAGE_THREADS=1) as fake:
+        raws = fake.occupy(5)  # every thread of the predictions is taken
+        assert fake.ask(request("/docs")).status == 200
+        with fake.raw() as many:
+            answers = []
+            others = [fake.raw().send(request("/docs") * 50) for _ in range(8)]
+            assert many.send(request()).answer()
+            for raw in others:
+                answers += [raw.answer() for _ in range(50)]
+                raw.close()
+        assert {answer.status for answer in answers if answer} == {200, 503}
+        fake.tell("go")
+        for raw in raws:
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/healthz", {"status": "alive"}),
+        ("/readyz", {"status": "ready", "model": "resnet50"}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+    ],
+)
+def test_a_probe_has_the_headers_of_the_app(fake: FakeServer, target: str, body: dict[str, object]) -> None:
+    probe = fake.ask(request(target, X_Request_ID="probe"))
+    app = server.app.test_client().get(target, headers={"X-Request-ID": "probe"})
+    assert (probe.status, probe.json) == (200, body)
+    assert {*probe.headers} - {"Date"} == {*app.headers.keys()} - {"Server-Timing", "Retry-After"}
+    with fake.raw() as raw:
+        answer = raw.send(request(target, "HEAD")).answer(head=True)
+    assert answer
+    assert answer.headers["Content-Length"] == probe.headers["Content-Length"]
+    assert fake.ask(request(target, "POST", b"")).status == 405
+
+
+def test_while_predictions_wait_a_client_of_pages_gets_a_pause_after_each(fake: FakeServer) -> None:
+    def seconds() -> float:
+        with fake.raw() as raw:
+            started = time.monotonic()
+            raw.send(request() * 6)
+            assert all(raw.answer() for _ in range(6))
+            return time.monotonic() - started
+
+    (waiting,) = fake.occupy(1)
+    assert seconds() > 0.5
+    fake.tell("go")
+    assert waiting.answer()
+    waiting.close()
+    fake.wait(running=0)
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_a_large_answer_reaches_a_slow_reader_byte_for_byte() -> None:
+    with FakeServer("--max-batch", "8", STALL_SECONDS=1) as fake:
+        whole = fake.ask(request("/openapi.json")).body
+        raw = Raw(fake.port, window=4096)
+        count = 200
+        sender = threading.Thread(target=raw.send, args=(request("/openapi.json") * count,))
+        sender.start()
+        started, bodies = time.monotonic(), []
+        for number in range(count):
+            answer = raw.answer()
+            assert answer
+            bodies.append(answer.body)
+            if number % 10 == 0:  # longer in all than a client may take nothing
+                time.sleep(0.1)
+        sender.join()
+        raw.close()
+        assert time.monotonic() - started > 1
+        assert bodies == [whole] * count
+
+
+def test_a_single_answer_may_take_longer_than_a_stall() -> None:
+    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=0.5) as fake:
+        top = post(target="/predict?top=1000")
+        part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
+        form = part * 60
+        data = request("/predict?top=1000", "POST", form + b"--b--\r\n", Content_Type="multipart/form-data; boundary=b")
+        single = fake.ask(top).json["predictions"]
+        raw = Raw(fake.port, window=4096)
+        raw.send(data)
+        raw.socket.settimeout(None)
+        got = b""
+        started = time.monotonic()
+        while b"\r\n\r\n" not in got:
+            got += raw.file.read1(1000)
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.lower().count(b"content-length:") == 1
+        (length,) = re.findall(rb"content-length: (\d+)", head.lower())
+        assert int(length) > 2_000_000
+        while len(body) < int(length):
+            piece = raw.file.read1(200_000)
+            assert piece, "cut"
+            body += piece
+            if time.monotonic() - started < 1.5:
+                time.sleep(0.2)
+        raw.close()
+        assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
+
+
+@pytest.mark.parametrize("value", ["100-continue", "100-Continue", "100-CONTINUE"])
+def test_the_case_of_a_field_s_value_does_not_matter(fake: FakeServer, value: str) -> None:
+    with fake.raw() as raw:
+        head, body = post(Expect=value, Connection="Keep-Alive, Close").split(b"\r\n\r\n", 1)
+        first = raw.send(head + b"\r\n\r\n").answer()
+        second = raw.send(body).answer()
+    assert first
+    assert second
+    assert (first.status, second.status, second.headers["Connection"]) == (100, 200, "close")
+
+
+@pytest.mark.parametrize(
+    ("status", "trailers"),
+    [
+        (200, b"X-A: b\r\n" * 100),
+        (400, b"X-A: b\r\n" * 101),
+        (200, b"X-A: " + b"b" * 8183 + b"\r\n"),
+        (400, b"X-A: " + b"b" * 8184 + b"\r\n"),
+    ],
+)
+def test_trailers_are_bounded(fake: FakeServer, status: int, trailers: bytes) -> None:
+    with fake.raw() as raw:
+        answer = raw.send(CHUNKED + CHUNKS[:-2] + trailers + b"\r\n").answer()
+    assert answer
+    assert answer.status == status
+
+
+def test_no_header_comes_twice(fake: FakeServer) -> None:
+    for data in (request(), request("/docs"), request("/nothing"), post(), post(b""), b"nonsense\r\n\r\n"):
+        names = [name.lower() for name in fake.ask(data).headers]
+        assert len(names) == len({*names}), names
+
+
+def test_pages_of_other_origins_can_read_the_front_s_errors() -> None:
+    origin = "https://there"
+    with FakeServer("--cors-origin", origin, "--max-upload-mb", "0.1", "--queue-size", "1", "--timeout", "1") as fake:
+        answers = {413: fake.ask(post(bytes(200_000), Origin=origin)), 400: fake.ask(b"nonsense\r\n\r\n")}
+        answers[200] = fake.ask(request(Origin=origin))
+        fake.tell("hold")
+        answers[504] = fake.ask(post(Origin=origin))
+        for status, answer in answers.items():
+            assert answer.status == status
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+            assert answer.headers["Vary"] == "Origin"
+        fake.tell("go")
+
+
+def test_a_client_may_end_its_half_of_the_connection_after_a_get(fake: FakeServer) -> None:
+    raws = fake.occupy(1)
+    with fake.raw() as raw:
+        raw.send(request("/metrics")).socket.shutdown(socket.SHUT_WR)
+        answer = raw.answer()
+    assert answer
+    assert answer.status == 200
+    fake.tell("go")
+    assert raws[0].answer()
+    raws[0].close()

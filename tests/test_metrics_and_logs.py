@@ -12,7 +12,9 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 import run_keras_server as server
-from keras_server.ticket import JsonFormatter, Ticket
+from keras_server import telemetry
+from keras_server.telemetry import JsonFormatter
+from keras_server.ticket import Ticket
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,15 @@ def test_answers_have_careful_headers(client: FlaskClient, setting: Callable[...
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert "Server" not in answer.headers
+
+
+def test_metrics_are_made_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)
+    page = telemetry.MetricsPage()
+    first = page.render()
+    telemetry.IMAGES.inc()
+    now = 100.99
+    assert page.render() == first
+    now = 101.0
+    assert page.render() != first

@@ -19,7 +19,7 @@ from tiny_models import serve
 from werkzeug.test import TestResponse
 
 import run_keras_server as server
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.api import tensors
 from keras_server.models.batcher import ModelDied, Overdue, QueueFull
 from keras_server.models.spec import Tensor
@@ -581,6 +581,6 @@ def test_keys_are_asked_for(tabular: FlaskClient, setting: Callable[..., None]) 
 
 
 def test_rows_are_counted(tabular: FlaskClient) -> None:
-    before = account.IMAGES._value.get()
+    before = telemetry.IMAGES._value.get()
     infer(tabular, {"inputs": tabular_inputs()})
-    assert account.IMAGES._value.get() == before + 2
+    assert telemetry.IMAGES._value.get() == before + 2

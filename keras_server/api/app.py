@@ -16,21 +16,17 @@ from keras_server.api.context import (
     App,
     Prepare,
     body_limit,
+    cors_of,
     current_app,
     current_settings,
 )
-from keras_server.front.server import OVERLOADED, TOO_LARGE, TOO_LATE, error_body
+from keras_server.errors import FAILED, NOT_LOADED, OVERLOADED, TOO_LARGE, TOO_LATE, common_headers, error_body
 from keras_server.models.batcher import Overdue, QueueFull
 from keras_server.models.registry import NotLoaded, UnknownModel
 from keras_server.settings import Settings
 from keras_server.ticket import TICKET, Ticket
 
 log = logging.getLogger("keras_server")
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
 
 
 def create_app(settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare) -> App:
@@ -78,22 +74,12 @@ def admit() -> None:
 def finish(response: flask.Response) -> flask.Response:
     """Add the headers that every answer has, and record it."""
     ticket: Ticket = flask.g.ticket
-    settings, headers = current_settings(), response.headers
-    headers["X-Request-ID"] = ticket.id
-    headers["X-Content-Type-Options"] = "nosniff"
+    headers = response.headers
+    for name, value in common_headers(ticket, response.status_code, cors_of(current_settings())):
+        headers[name] = value
     headers["Server-Timing"] = f"app;dur={1000 * (time.monotonic() - flask.g.since):.1f}"
-    headers["Content-Security-Policy"] = POLICY
-    if response.status_code == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if response.status_code == 503:
-        headers["Retry-After"] = "1"
     if current_app().draining.is_set():
         headers["Connection"] = "close"
-    if settings.cors_origin:
-        headers["Access-Control-Allow-Origin"] = settings.cors_origin
-        headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-ID"
-        headers["Access-Control-Expose-Headers"] = "X-Request-ID, Retry-After"
-        headers["Vary"] = "Origin"
     rule = flask.request.url_rule
     ticket.close(response.status_code, rule.rule if rule else "other")
     return response
@@ -113,14 +99,14 @@ def answer_error(error: Exception) -> flask.Response:
     elif isinstance(error, QueueFull):
         status, sentence = 503, OVERLOADED
     elif isinstance(error, NotLoaded):
-        status, sentence = 503, "The model is not loaded yet: try again in a moment."
+        status, sentence = 503, NOT_LOADED
     elif isinstance(error, UnknownModel):
         status, sentence = 404, str(error)
     elif isinstance(error, Overdue):
         status, sentence = 504, TOO_LATE
     else:
         log.error("Request %s failed", flask.g.ticket.id, exc_info=error)
-        status, sentence = 500, f"The server failed on this request; its log says why, under {flask.g.ticket.id}."
+        status, sentence = 500, FAILED.format(flask.g.ticket.id)
     body = error_body(flask.request.path, sentence)
     return flask.Response(body, status, headers, content_type="application/json")
 

@@ -12,6 +12,7 @@ import flask
 import numpy as np
 from PIL import Image
 
+from keras_server.errors import Cors
 from keras_server.machine import processors
 from keras_server.models.batcher import Overdue
 from keras_server.models.registry import Registry
@@ -82,6 +83,11 @@ def current_settings() -> Settings:
 def current_model() -> Served:
     """Return the model that the request took when it was admitted. Raises NotLoaded or UnknownModel."""
     return current_app().current_model()
+
+
+def cors_of(settings: Settings) -> Cors:
+    """Return which other origins' pages may read the answers."""
+    return Cors((settings.cors_origin,) if settings.cors_origin else ())
 
 
 def decode_threads(settings: Settings) -> int:

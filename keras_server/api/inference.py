@@ -17,11 +17,12 @@ import flask
 import numpy as np
 from werkzeug.routing import BaseConverter
 
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.api.context import body_limit, current_app, current_model, current_settings
 from keras_server.api.tensors import TensorError, short, typed
 from keras_server.api.uploads import decode
 from keras_server.images import ImageError
+from keras_server.ticket import TICKET
 
 Arrays = dict[str, np.ndarray]  # by the name of the input
 
@@ -142,9 +143,9 @@ def compute(arrays: Arrays) -> list[np.ndarray]:
     if len(rows) > 1:
         raise TensorError(f"The inputs have to have equally many rows: {', '.join(map(str, sorted(rows)))} came.")
     check_rows(*rows)
-    if ticket := account.TICKET.get():
+    if ticket := TICKET.get():
         (ticket.images,) = rows
     served = current_model()
     outputs = served.compute([arrays[tensor.name] for tensor in served.spec.inputs])
-    account.IMAGES.inc(*rows)
+    telemetry.IMAGES.inc(sum(rows))
     return outputs

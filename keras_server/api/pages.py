@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from typing import Any
 
 import flask
 import prometheus_client as prometheus
 
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.api import docs
-from keras_server.api.context import current_app, current_model, current_settings
+from keras_server.api.context import App, current_app, current_model, current_settings
+from keras_server.errors import NOT_LOADED, STOPPING, error_body
+from keras_server.models.registry import NotLoaded
 
 routes = flask.Blueprint("pages", __name__)
 
@@ -46,6 +51,32 @@ def openapi() -> flask.Response:
     return document(docs.openapi, "application/json")
 
 
+def probes(app: App) -> dict[str, Callable[[], tuple[int, bytes]]]:
+    """Return what answers the probes, by path, for a front that does without Flask: a status and JSON."""
+
+    def alive() -> str:
+        return ""
+
+    def ready() -> str:
+        try:
+            return problem_of(app)
+        except NotLoaded:
+            return NOT_LOADED
+
+    def answer(path: str, problem: Callable[[], str], good: Callable[[], dict[str, object]]) -> tuple[int, bytes]:
+        if sentence := problem():
+            return 503, error_body(path, sentence)
+        return 200, json.dumps(good()).encode() + b"\n"
+
+    rows: dict[str, tuple[Callable[[], str], Callable[[], dict[str, object]]]] = {
+        "/healthz": (alive, lambda: {"status": "alive"}),
+        "/readyz": (ready, lambda: {"status": "ready", "model": app.current_model().spec.name}),
+        "/v2/health/live": (alive, lambda: {"live": True}),
+        "/v2/health/ready": (ready, lambda: {"ready": True}),
+    }
+    return {path: functools.partial(answer, path, *row) for path, row in rows.items()}
+
+
 @routes.get("/healthz")
 def healthz() -> dict[str, str]:
     """Liveness: the process answers."""
@@ -61,13 +92,16 @@ def readyz() -> dict[str, str]:
 
 def check_ready() -> None:
     """Abort with 503 where no prediction would be taken."""
-    if current_app().draining.is_set():
-        flask.abort(503, "The server is shutting down.")
-    if reason := current_model().problem(current_settings().timeout):
-        flask.abort(503, reason)
+    if problem := problem_of(current_app()):
+        flask.abort(503, problem)
+
+
+def problem_of(app: App) -> str:
+    """Return why no prediction would be taken, or nothing. Raises NotLoaded."""
+    return STOPPING if app.draining.is_set() else app.current_model().problem(app.settings().timeout)
 
 
 @routes.get("/metrics")
 def metrics() -> Any:
     """Figures for Prometheus."""
-    return flask.Response(prometheus.generate_latest(account.METRICS), content_type=prometheus.CONTENT_TYPE_LATEST)
+    return flask.Response(telemetry.METRICS_PAGE.render(), content_type=prometheus.CONTENT_TYPE_LATEST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flask
 import numpy as np
 
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.api.context import current_app, current_model, current_settings
 from keras_server.images import open_image
 from keras_server.ticket import TICKET
@@ -44,7 +44,7 @@ def decode(data: bytes) -> np.ndarray:
     Raises ImageError, or Overdue.
     """
     app, spec = current_app(), current_model().spec
-    with app.decoder(), account.DECODING.time():
+    with app.decoder(), telemetry.DECODING.time():
         prepared = app.prepare(open_image(data, app.settings().max_megapixels), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))

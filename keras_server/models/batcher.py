@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.ticket import TICKET
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
@@ -189,11 +189,11 @@ class Batcher:
                 for job_and_rows in batch:
                     self.work([job_and_rows])
             return
-        account.INFERENCE.observe(time.monotonic() - started)
-        account.BATCH.observe(len(inputs[0]))
+        telemetry.INFERENCE.observe(time.monotonic() - started)
+        telemetry.BATCH.observe(len(inputs[0]))
         first = 0
         for job, rows in batch:
-            account.QUEUED.observe(started - job.since)
+            telemetry.QUEUED.observe(started - job.since)
             last = first + rows.stop - rows.start
             try:
                 job.fill(rows, [output[first:last] for output in outputs])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_server import ticket as account
+from keras_server import telemetry
 from keras_server.explain.explainer import Explainer
 from keras_server.models.batcher import Batcher
 from keras_server.models.engines import Engine
@@ -28,8 +28,8 @@ class Served:
         """Take a model's spec and engine. `load` returns its Keras model, for heat maps, or raises StartupError."""
         self.spec = spec
         self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes)
-        account.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": spec.precision})
-        account.WAITING.set_function(lambda: self.batcher.waiting)
+        telemetry.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": spec.precision})
+        telemetry.WAITING.set_function(lambda: self.batcher.waiting)
         # Who waits for a heat map holds one of the front's threads; this many leave the predictions enough of them.
         self.explainer = Explainer(spec, load, min(max_batch, queue_size))
 

@@ -1,0 +1,247 @@
+"""One connection: reads one whole request after the other, each within its time, and writes the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import time
+from http.client import responses
+from typing import TYPE_CHECKING
+
+import gevent
+import gevent.socket
+
+from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
+from keras_server.front import http, limits
+from keras_server.front.http import Answer, Head, Refusal
+from keras_server.ticket import Ticket
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from keras_server.front.server import Front
+
+
+SLOW_HEAD = "The request's head did not arrive in time."
+SLOW_BODY = "The request's body did not arrive in time: send a smaller picture."
+SMALL_CHUNKS = "The request's body comes in chunks that are too small."
+
+AWAY = bytearray(256 * 1024)  # for what nobody wants to read
+
+
+class Reader(io.RawIOBase):
+    """What a client sends; a read raises TimeoutError once `until` has passed."""
+
+    def __init__(self, sock: gevent.socket.socket):
+        self.socket = sock
+        self.until = 0.0
+        self.count = 0  # bytes
+        self.turn, self.steps = 0.0, 0
+
+    def readable(self) -> bool:
+        """Tell the buffer around it that it can be read."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read what has come, at least one byte unless the client has ended."""
+        self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
+        size: int = self.socket.recv_into(buffer)
+        self.count += size
+        self.let_others()
+        return size
+
+    def let_others(self) -> None:
+        """Let others have their turn: a client that sends faster than it is read would keep them waiting."""
+        turn = gevent.get_hub().loop.now()  # stands still until the loop has its turn
+        self.steps = self.steps + 1 if turn == self.turn else 0
+        self.turn = turn
+        if self.steps >= limits.STEPS:
+            gevent.sleep(0)
+
+
+class Connection:
+    """A client's connection, in a greenlet of its own, which alone reads, writes and closes the socket."""
+
+    def __init__(self, sock: gevent.socket.socket, address: tuple[object, ...], front: Front):
+        self.socket, self.front = sock, front
+        self.environ = front.environ | {"REMOTE_ADDR": address[0]}
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # For a ticket's look from other threads, which must not wait in gevent. It never outlives the other.
+        self.plain_socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+        self.reader = Reader(sock)
+        self.stream: http.Stream = io.BufferedReader(self.reader)
+        self.kept = False  # it has had an answer
+        self.idle = True  # nothing has come of a next request
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last request."""
+        self.head = Head()
+        self.ticket = Ticket(self.front.limits.seconds, self.plain_socket)
+        self.closing = False
+        self.evicted = False  # to make room for other bodies
+        self.size = self.held = 0  # bytes of the body that have come, and that are kept
+
+    def serve(self) -> None:
+        """Answer request after request, and close the socket."""
+        try:
+            while self.serve_one():
+                if self.head.method != "POST" and self.front.predictions.works:
+                    gevent.sleep(limits.PAUSE_SECONDS)
+                self.reader.let_others()
+            self.linger()
+        except OSError:
+            pass  # the client has left, or is silent, or takes nothing
+        finally:
+            self.plain_socket.detach()
+            self.socket.close()
+
+    def serve_one(self) -> bool:
+        """Wait for a request and answer it; returns whether another may follow.
+
+        Raises OSError where the client has left, says nothing, or takes nothing.
+        """
+        self.begin()
+        try:
+            self.wait()
+            try:
+                self.send(self.answer())
+            except Refusal as refusal:
+                self.closing = True
+                self.send(self.error(refusal.status, refusal.sentence))
+        finally:
+            self.ticket.release()
+            self.front.headless.pop(self, None)
+            self.front.held -= self.held
+        self.kept = True
+        return not self.closing
+
+    def wait(self) -> None:
+        """Wait for a request's first byte, which starts its clock. Raises OSError where none comes."""
+        self.idle = True
+        self.front.headless[self] = None
+        self.reader.until = time.monotonic() + (limits.SILENT_SECONDS if self.front.closing else limits.IDLE_SECONDS)
+        if not self.stream.peek(1):
+            raise ConnectionAbortedError
+        self.idle = False
+        self.ticket = Ticket(self.front.limits.seconds, self.plain_socket)
+        self.reader.until = self.ticket.arrived + limits.HEAD_SECONDS
+
+    def answer(self) -> Answer:
+        """Read a request and return its answer. Raises Refusal, or OSError where nobody waits for an answer."""
+        front, head, ticket = self.front, self.head, self.ticket
+        try:
+            http.read_head(self.stream, head)
+        except TimeoutError:
+            raise Refusal(408, SLOW_HEAD) from None
+        finally:
+            front.headless.pop(self, None)
+        self.closing = not head.keep_alive
+        lane = front.lane(head.method)
+        body = self.read_body(keep=not lane.full)
+        if head.method in ("GET", "HEAD") and (probe := front.probes.get(head.path)):
+            self.describe()
+            status, content = probe()
+            ticket.close(status, head.path)
+            return f"{status} {responses[status]}", json_headers(ticket, status, front.cors), content
+        if body is None or lane.full:
+            return self.error(503, OVERLOADED)
+        if lane is front.pages:  # cheap, and a client may end its half of the connection after a GET
+            ticket.release()
+        work = lane.compute(self.environ | head.environ(), body, ticket)
+        if work.computed:
+            return work.answer or self.error(500)
+        if ticket.client_left():
+            self.error(499, TOO_LATE)
+            raise ConnectionAbortedError
+        ticket.gone = True
+        return self.error(504, TOO_LATE)
+
+    def read_body(self, keep: bool) -> bytes | None:
+        """Return the whole body, or None where it is not kept. Raises Refusal where it is too large, late or broken."""
+        front, head, limit = self.front, self.head, self.front.limits.body
+        too_large = Refusal(413, TOO_LARGE.format(limit / 2**20))
+        if head.length > limit:
+            raise too_large
+        if head.expects:
+            if not keep:
+                raise Refusal(503, OVERLOADED)
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.reader.until, before = self.ticket.due, self.reader.count
+        pieces = list[bytes]()
+        front.bodies.add(self)
+        try:
+            for piece in http.read_body(self.stream, head):
+                self.size += len(piece)
+                if self.size > limit:
+                    raise too_large
+                if self.reader.count - before > 2 * self.size + limits.FRAMING_BYTES:
+                    raise Refusal(400, SMALL_CHUNKS)
+                if keep:
+                    pieces.append(piece)
+                    self.held += len(piece)
+                    front.held += len(piece)
+                    front.make_room()
+        except TimeoutError:
+            raise Refusal(408, SLOW_BODY) from None
+        except (OSError, Refusal) as error:
+            if not self.evicted:
+                raise error if isinstance(error, Refusal) else Refusal(400, http.BROKEN_OFF) from None
+        finally:
+            front.bodies.discard(self)
+        if self.evicted:
+            raise Refusal(503, OVERLOADED)
+        return b"".join(pieces) if keep else None
+
+    def describe(self) -> None:
+        """Note in the ticket what the log will say."""
+        fields = self.head.fields
+        environ = {"HTTP_X_REQUEST_ID": fields.get("x-request-id", ""), "HTTP_ORIGIN": fields.get("origin", "")}
+        self.ticket.describe(environ | {"REQUEST_METHOD": self.head.method, "PATH_INFO": self.head.path})
+        self.ticket.size = self.size
+
+    def error(self, status: int, sentence: str = "") -> Answer:
+        """Return and record an error that the app does not know of."""
+        ticket = self.ticket
+        self.describe()
+        ticket.close(status)
+        phrase = responses.get(status, "Client Closed Request")  # 499, nginx's number
+        body = error_body(ticket.path, sentence or FAILED.format(ticket.id))
+        return f"{status} {phrase}", json_headers(ticket, status, self.front.cors), body
+
+    def send(self, answer: Answer) -> None:
+        """Write an answer. Raises OSError where the client takes it too slowly, or has left."""
+        self.closing = self.closing or self.front.draining.is_set()
+        self.write(http.render(answer, self.head, self.closing))
+
+    def write(self, data: bytes) -> None:
+        """Write bytes. Raises TimeoutError where the client takes none of them, or not all, within its time."""
+        until, rest = time.monotonic() + limits.SEND_SECONDS, memoryview(data)
+        self.socket.settimeout(limits.STALL_SECONDS)
+        while rest:
+            if time.monotonic() > until:
+                raise TimeoutError
+            rest = rest[self.socket.send(rest) :]
+
+    def linger(self) -> None:
+        """Read away what the client still sends: closed at once, the kernel would take the answer back with a reset."""
+        self.socket.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + limits.LINGER_SECONDS
+        while time.monotonic() < until:
+            self.reader.until = min(until, time.monotonic() + limits.SILENT_SECONDS)
+            if not self.reader.readinto(AWAY):
+                break
+
+    def hang_up(self) -> None:
+        """Let the greenlet see the connection's end, as if the client had ended; called by others than it."""
+        with contextlib.suppress(OSError):  # closed in the meantime
+            self.socket.shutdown(socket.SHUT_RD)
+
+    def hang_up_if_idle(self) -> None:
+        """Likewise, unless the kernel already has something of a request."""
+        with contextlib.suppress(OSError):
+            try:
+                self.plain_socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self.hang_up()

@@ -1,0 +1,43 @@
+"""What the front allows its clients: times for what they draw out, sizes for what they swell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Times
+IDLE_SECONDS = 30  # a connection may be silent before and between requests
+HEAD_SECONDS = 10  # from a request's first byte to the end of its head
+STALL_SECONDS = 10  # in which a client takes nothing of its answer
+SEND_SECONDS = 120  # in which it has to have taken all of it
+LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
+SILENT_SECONDS = 3  # that the client may be silent meanwhile
+KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
+DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
+PAUSE_SECONDS = 0.1  # between two requests of a connection that are no predictions, while others wait for theirs
+LOOK_SECONDS = 0.25  # between two looks at which clients have left
+
+# Sizes
+HEAD_BYTES = 32 * 1024
+LINE_BYTES = 8 * 1024  # of the head's first line
+CHUNK_LINE_BYTES = 1024  # of a chunk's size and extensions
+FRAMING_BYTES = 128 * 1024  # that a chunked body may have over its content: a byte a chunk would cost much for little
+TRAILER_BYTES = 8 * 1024
+TRAILERS = 100  # fields
+
+# Numbers
+CONNECTIONS = 8192  # more wait in the kernel
+BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
+PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
+PAGES = 66  # such requests at once
+STEPS = 16  # reads, or small requests, that a client may have at once while others wait
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the settings say of it."""
+
+    body: int  # bytes
+    seconds: float  # from a request's arrival to its answer
+    requests: int  # that have arrived and are not answered
+    threads: int
+    grace: float  # seconds in which a server that stops still takes connections
