@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DOG, ROOT, encode, serve_with
+from conftest import DOG, encode, serve_with
 from flask.testing import FlaskClient
 from PIL import Image, ImageDraw
 
@@ -511,7 +511,8 @@ def test_the_ramp_rises_evenly_in_lightness() -> None:
     np.testing.assert_allclose(lightness, np.linspace(0.32, 0.92, 256), atol=0.01)
 
 
-def test_the_page_has_the_same_ramp() -> None:
-    line = re.search(r"RAMP = \[(.*)\]", (ROOT / "keras_server/api/static/page.js").read_text())
+def test_the_page_has_the_same_ramp(client: FlaskClient) -> None:
+    line = re.search('data-ramp="([^"]*)"', client.get("/").text)
     assert line
-    assert line[1] == ", ".join('"#{:02x}{:02x}{:02x}"'.format(*colour) for colour in heatmap.ramp(9))
+    assert line[1].split()[0] == "#390085"
+    assert line[1] == " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in heatmap.ramp(9))

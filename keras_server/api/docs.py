@@ -20,6 +20,7 @@ import numpy as np
 from keras_server import __version__
 from keras_server.api.context import NEED_NO_KEY
 from keras_server.api.tensors import DATATYPES
+from keras_server.explain.heatmap import ramp
 from keras_server.models.spec import Spec, Tensor
 from keras_server.settings import Settings
 
@@ -54,7 +55,8 @@ Render = Callable[[Spec, Settings], str]  # makes a document that depends on not
 
 def page(spec: Spec, settings: Settings) -> str:
     """Return the page for a person with a browser."""
-    return flask.render_template("index.html", spec=spec, limit=settings.max_upload_mb)
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in ramp(9)]
+    return flask.render_template("index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours))
 
 
 def openapi(spec: Spec, settings: Settings) -> str:

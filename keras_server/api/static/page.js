@@ -4,12 +4,11 @@ const AT_ONCE = 4; // photos on their way to the server at the same time
 const TRIES = 5; // of one photo, while the server is busy
 const LONGEST_WAIT = 10; // seconds before the next try, whatever Retry-After asks for
 const WORTH = 2 ** 20; // bytes from which a photo is shrunk
-// Violet over red to yellow, evenly brighter: what explain.ramp(9) computes.
-const RAMP = ["#390085", "#670a8d", "#941b86", "#be2d74", "#e1475a", "#fa6933", "#ff9726", "#ffc12f", "#f8ea21"];
 
 const $ = (id) => document.getElementById(id);
-const { limit, width, height } = document.body.dataset;
+const { limit, width, height, ramp } = document.body.dataset;
 const LIMIT = Number(limit) * 2 ** 20; // bytes
+const RAMP = ramp.split(" "); // the server's colours of heat, from nothing to most
 const INPUT = Math.max(width, height); // pixels that the model takes
 const TOO_LARGE = `The request is larger than the ${Number(limit)} MiB that this server takes: send a smaller picture.`;
 const address = (path) => new URL(path, location.href).href;
