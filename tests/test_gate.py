@@ -3,14 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-import run_keras_server as server
-from keras_server import ray_app as ray_serve_app
-from keras_server.ray_app import Gate
+from keras_server import gate
+from keras_server.gate import Gate
+from keras_server.settings import Settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 BODY = {"type": "http.response.body", "body": b"{}"}
@@ -19,11 +18,11 @@ RAY_OWN = {"headers": [(b"content-type", b"text/plain"), (b"retry-after", b"1")]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_serve_app, "PAUSE", 0.001)
+    monkeypatch.setattr(gate, "PAUSE", 0.001)
 
 
 def ask(
-    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait"
+    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait", **settings: Any
 ) -> tuple[int, dict[str, str], Any]:
     """Send a request through a gate; returns the answer's status, headers and JSON."""
     sent: list[dict[str, Any]] = []
@@ -40,7 +39,7 @@ def ask(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [*headers]}
-    asyncio.run(Gate(app)(scope, receive, send))
+    asyncio.run(Gate(app, Settings(**settings))(scope, receive, send))
     if not sent:
         return 0, {}, None
     found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
@@ -91,7 +90,7 @@ def test_where_every_replica_is_lost() -> None:
     app = answering([])
     status, headers, answer = ask(app, b"photo")
     assert (status, headers["retry-after"], answer["success"]) == (503, "1", False)
-    assert len(app.bodies) == ray_serve_app.TRIES
+    assert len(app.bodies) == gate.TRIES
 
 
 @pytest.mark.parametrize(("code", "expected"), [(503, 503), (408, 504), (404, 503), (500, 503)])
@@ -116,16 +115,18 @@ def test_headers_come_once() -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_over_the_limit_is_not_passed_on(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "settings", replace(server.settings, max_upload_mb=0.001))
+@pytest.mark.parametrize(("size", "expected"), [(1048, 200), (1049, 413)])
+def test_a_body_over_the_limit_is_not_passed_on(announced: bool, size: int, expected: int) -> None:
     app = answering([START, BODY])
-    status, _, answer = ask(app, b"x" * 2000, headers=[(b"content-length", b"2000")] if announced else [])
-    assert (status, answer["success"]) == (413, False)
-    assert not app.bodies
+    headers = [(b"content-length", b"%d" % size)] if announced else []
+    status, _, answer = ask(app, b"x" * size, headers=headers, max_upload_mb=0.001)
+    assert status == expected
+    assert len(app.bodies) == (expected == 200)
+    assert answer.get("success") == (None if expected == 200 else False)
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_serve_app, "BODIES", -1)
+    monkeypatch.setattr(gate, "BODIES", -1)
     assert ask(answering([START, BODY]), b"x")[0] == 503
 
 
@@ -133,9 +134,8 @@ def test_a_body_that_breaks_off() -> None:
     assert ask(answering([START, BODY]), then="leave")[0] == 400
 
 
-def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_an_answer_after_the_deadline() -> None:
     """Ray keeps the cancellation to itself, as this app does."""
-    monkeypatch.setattr(server, "settings", replace(server.settings, timeout=0.05))
 
     async def slow(*_: Any) -> None:
         try:
@@ -143,7 +143,7 @@ def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.Monke
         except asyncio.CancelledError:
             return
 
-    status, _, answer = ask(slow, b"x")
+    status, _, answer = ask(slow, b"x", timeout=0.05)
     assert (status, answer["success"]) == (504, False)
 
 
@@ -159,7 +159,7 @@ def test_who_left_is_not_asked_for_again() -> None:
 
 def test_a_gate_behind_a_gate() -> None:
     """As with HAProxy, where both stand in the replica."""
-    assert ask(Gate(answering([START, BODY]), tries=1), b"x")[0] == 200
+    assert ask(Gate(answering([START, BODY]), Settings(), tries=1), b"x")[0] == 200
 
 
 def test_rays_own_paths_pass() -> None:
@@ -168,5 +168,5 @@ def test_rays_own_paths_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["path"])
 
-    asyncio.run(Gate(app)({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(Gate(app, Settings())({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
     assert seen == ["/-/healthz"]
