@@ -10,8 +10,8 @@ What a request passes through:
     replica   turns the request away where too many wait                                                 (Ray)
               a native thread runs the Flask app of run_keras_server, with its batching and its model
 
-With RAY_SERVE_ENABLE_HA_PROXY=0 Ray's Python proxy takes HAProxy's place, with a Gate before it. It is slower, and loses
-no request: where a replica died the Gate asks another, since a prediction changes nothing. See docs/scaling.md.
+With RAY_SERVE_ENABLE_HA_PROXY=0 Ray's Python proxy takes HAProxy's place, with a Gate before it. It is slower and
+loses no request: where a replica died the Gate asks another, since a prediction changes nothing. See docs/scaling.md.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from keras_server import gate
-from keras_server.gate import Gate
+from keras_server.gate import Gate, with_ticket
 from keras_server.settings import Settings
+from keras_server.ticket import Ticket
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 BODY = {"type": "http.response.body", "body": b"{}"}
@@ -22,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(
-    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait", **settings: Any
+    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait", held: int = 0, **settings: Any
 ) -> tuple[int, dict[str, str], Any]:
     """Send a request through a gate; returns the answer's status, headers and JSON."""
     sent: list[dict[str, Any]] = []
@@ -39,7 +41,10 @@ def ask(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [*headers]}
-    asyncio.run(Gate(app, Settings(**settings))(scope, receive, send))
+    asked = Gate(app, Settings(**settings))
+    asked.held = held
+    asyncio.run(asked(scope, receive, send))
+    assert asked.held == held
     if not sent:
         return 0, {}, None
     found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
@@ -102,6 +107,18 @@ def test_rays_own_errors_are_put_in_the_contracts_shape(code: int, expected: int
     assert headers["x-request-id"]
 
 
+def test_text_that_is_no_error_stays_as_it_is() -> None:
+    """As the app's figures for Prometheus."""
+    assert ask(answering([START | RAY_OWN, BODY]), b"x")[::2] == (200, {})
+
+
+def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "keras_server"):
+        headers = ask(answering([START, BODY]), b"x", headers=[(b"content-length", b"99999999")])[1]
+    assert "status=413 " in caplog.text
+    assert headers["x-request-id"] in caplog.text
+
+
 def test_the_apps_own_errors_stay_as_they_are() -> None:
     own = [START | {"status": 503}, BODY | {"body": b'{"error": "own"}'}]
     app = answering(own)
@@ -125,9 +142,14 @@ def test_a_body_over_the_limit_is_not_passed_on(announced: bool, size: int, expe
     assert answer.get("success") == (None if expected == 200 else False)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "BODIES", -1)
-    assert ask(answering([START, BODY]), b"x")[0] == 503
+@pytest.mark.parametrize(("held", "expected"), [(2**21 - 1, 200), (2**21, 503)])
+def test_memory_is_bounded(held: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BODIES", 2)
+    app = answering([START, BODY])
+    status, headers, _ = ask(app, b"x", held=held, max_upload_mb=1)
+    assert status == expected
+    assert len(app.bodies) == (expected == 200)
+    assert headers.get("retry-after") == (None if expected == 200 else "1")
 
 
 def test_a_body_that_breaks_off() -> None:
@@ -170,3 +192,35 @@ def test_rays_own_paths_pass() -> None:
 
     asyncio.run(Gate(app, Settings())({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
     assert seen == ["/-/healthz"]
+
+
+def test_a_request_can_be_sent_to_another_process() -> None:
+    """As Ray's Python proxy does, which pickles the scope."""
+    scopes = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(pickle.loads(pickle.dumps(scope)))
+        await send(START)
+        await send(BODY)
+
+    assert ask(app, b"x")[0] == 200
+    assert scopes[0]["path"] == "/predict"
+
+
+def test_the_wsgi_app_has_the_ticket_of_the_gate_before_it() -> None:
+    tickets: list[Ticket] = []
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        tickets.append(environ["ticket"])
+        return []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(with_ticket(wsgi), {}, None)
+        assert not tickets[0].gone
+        await send(START)
+        await send(BODY)
+
+    assert ask(app, b"x", headers=[(b"x-request-id", b"mine")], timeout=50)[0] == 200
+    assert tickets[0].id == "mine"
+    assert 40 < tickets[0].left <= 50
+    assert tickets[0].gone
