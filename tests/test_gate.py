@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,7 @@ def test_a_chunked_body_has_a_length_then() -> None:
     assert headers == [{b"content-length": b"4"}]
 
 
-@pytest.mark.parametrize("lost", [[], [START], RuntimeError("died")])
+@pytest.mark.parametrize("lost", [[], [START], [START, BODY | {"more_body": True}], RuntimeError("died")])
 def test_a_lost_answer_is_asked_for_again(lost: Any) -> None:
     app = answering(lost, lost, [START, BODY])
     assert ask(app, b"photo")[0] == 200
@@ -112,7 +113,8 @@ def test_text_that_is_no_error_stays_as_it_is() -> None:
     assert ask(answering([START | RAY_OWN, BODY]), b"x")[::2] == (200, {})
 
 
-def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     with caplog.at_level("INFO", "keras_server"):
         headers = ask(answering([START, BODY]), b"x", headers=[(b"content-length", b"99999999")])[1]
     assert "status=413 " in caplog.text
