@@ -113,6 +113,13 @@ def test_text_that_is_no_error_stays_as_it_is() -> None:
     assert ask(answering([START | RAY_OWN, BODY]), b"x")[::2] == (200, {})
 
 
+def test_an_error_can_be_read_by_the_pages_that_may() -> None:
+    headers = [(b"origin", b"https://a.example")]
+    allowed = ask(answering([]), b"x", headers=headers, cors_origin="https://a.example")[1]
+    assert allowed["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-origin" not in ask(answering([]), b"x", headers=headers)[1]
+
+
 def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     with caplog.at_level("INFO", "keras_server"):
