@@ -37,7 +37,8 @@ serve-ray: .venv-ray/done
 	.venv-ray/bin/python -m keras_server.ray_app $(ARGS)
 
 test-ray: .venv-ray/done
-	.venv-ray/bin/python -m pytest tests_ray $(ARGS)
+	.venv-ray/bin/python -m pytest -m ray tests/ray $(ARGS)
+	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray tests/ray/test_cluster.py $(ARGS)
 
 # A stamp is newer than its requirements once they are installed.
 .venv/serve: requirements.txt

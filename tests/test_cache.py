@@ -23,9 +23,9 @@ FILES = {"model.xml", "model.bin", "about.json", MARKER}
 
 def tiny(factor: float = 2.0) -> Any:
     """A model of OpenVINO that multiplies three numbers."""
+    openvino()  # without its telemetry
     from openvino import opset13 as ops
 
-    openvino()
     x = ops.parameter([-1, 3], np.float32)
     return sys.modules["openvino"].Model([ops.multiply(x, np.full((1, 3), factor, np.float32))], [x])
 
@@ -534,8 +534,8 @@ def test_a_disk_that_is_full(limit: int, folder: Path, file: Path) -> None:
     """Whatever file it is that finds no room: a half entry is never kept, and nothing is left behind."""
     code = """
 import resource
-from openvino import opset13 as ops
 openvino()
+from openvino import opset13 as ops
 x = ops.parameter([-1, 1000], np.float32)
 large = sys.modules["openvino"].Model([ops.matmul(x, np.eye(1000, dtype=np.float32), False, False)], [x])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))

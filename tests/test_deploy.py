@@ -41,13 +41,11 @@ MANIFESTS = {doc["kind"]: doc for doc in yaml.safe_load_all((ROOT / "deploy/kube
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 RAY_SERVICE = yaml.safe_load((ROOT / "deploy/rayservice.yaml").read_text("utf-8"))
-RAY_SERVE = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "keras_server.balancer:install",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "keras_server.ray_app:gates",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+# What ray_app.py gives a cluster on this machine, which is not imported here: Ray need not be installed.
+RAY = dict(
+    re.findall(r'^ {8}"(RAY_\w+)": "([^"]*)"', (ROOT / "keras_server/ray_app.py").read_text("utf-8"), re.MULTILINE)
+)
+RAY["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
 SERVE_CONFIGS = {
     "serve_config.yaml": yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8")),
     "rayservice.yaml": yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"]),
@@ -108,25 +106,39 @@ def test_the_cache_belongs_to_who_serves() -> None:
     assert "--chmod=700" in copied
 
 
-def context(folder: Path) -> None:
-    """Copy what .dockerignore leaves of the project, as `COPY . .` does."""
-    rules = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+def context() -> list[Path]:
+    """Return what .dockerignore leaves of the project."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")]
+    kept = []
     for path in ROOT.iterdir():
-        kept = True
-        for rule in rules:
-            if fnmatch.fnmatch(path.name, rule.removeprefix("!")):
-                kept = rule.startswith("!")
-        if kept and path.is_dir():
-            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif kept:
-            shutil.copy(path, folder)
+        last = [rule for rule in rules if fnmatch.fnmatch(path.name, rule.removeprefix("!"))][-1]
+        kept += [path] if last.startswith("!") else []
+    return kept
+
+
+def copy_as_built(folder: Path) -> None:
+    """Copy into a folder what the build stage's COPY lines name, where .dockerignore leaves it."""
+    left = context()
+    for *sources, target in map(shlex.split, arguments(BUILD, "COPY")):
+        for path in (ROOT / source for source in sources):
+            assert path in left, path
+            if path.is_dir():
+                shutil.copytree(path, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(path, folder / target)
+
+
+def test_the_context_of_the_images_holds_nothing_else() -> None:
+    allowed = {rule.removeprefix("!") for rule in (ROOT / ".dockerignore").read_text("utf-8").splitlines()}
+    assert {path.name for path in context()} <= allowed
+    assert {"keras_server", "run_keras_server.py", "requirements-ray.txt", "dog.jpg"} <= {p.name for p in context()}
 
 
 def test_the_images_steps_in_a_clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built, started from the converted model, healthy, stopped by SIGTERM, and no file is written after the build."""
     home, cache = tmp_path / "srv", tmp_path / "cache"
     home.mkdir()
-    context(home)
+    copy_as_built(home)
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "PYTHON"))}
     step = next(rest for rest in arguments(BUILD, "RUN") if "create_app" in rest)
     step = step.replace("/opt/venv/bin/python", shlex.quote(sys.executable)).replace("/opt/cache", str(cache))
@@ -249,19 +261,26 @@ def test_every_ray_pod_has_time_to_drain_and_the_gates() -> None:
         pod = group["template"]["spec"]
         assert pod["terminationGracePeriodSeconds"] >= deployment["graceful_shutdown_timeout_s"]
         given = variables(pod["containers"][0])
-        assert RAY_SERVE.items() <= given.items()
+        assert {name: given[name] for name in given if name.startswith("RAY_")} == RAY
     assert {row["name"] for row in pod["containers"][0]["ports"]} == {"serve"}
 
 
 def test_a_cluster_without_such_an_environment_has_it_from_the_controller() -> None:
     options = SERVE_CONFIGS["serve_config.yaml"]["controller_options"]
-    assert RAY_SERVE.items() <= options["runtime_env"]["env_vars"].items()
+    assert options["runtime_env"]["env_vars"] == RAY
+
+
+def test_haproxy_waits_for_the_answer_that_a_replica_gives_at_the_deadline() -> None:
+    assert int(RAY["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) >= DEFAULTS["timeout"] + LAST_ANSWERS
+
+
+def test_nothing_stands_on_private_parts_of_ray() -> None:
+    for path in [*(ROOT / "keras_server").rglob("*.py"), *(ROOT / "deploy").iterdir(), ROOT / "serve_config.yaml"]:
+        assert "._private" not in path.read_text("utf-8"), path
 
 
 def test_the_plain_server_knows_nothing_of_ray() -> None:
-    package = {*(ROOT / "keras_server").rglob("*.py")} - {
-        ROOT / "keras_server" / f"{name}.py" for name in ("ray_app", "balancer")
-    }
-    for path in (ROOT / "run_keras_server.py", *package):
+    on_ray = {ROOT / "keras_server" / name for name in ("ray_app.py", "gate.py")}
+    for path in (ROOT / "run_keras_server.py", *{*(ROOT / "keras_server").rglob("*.py")} - on_ray):
         assert not re.search(r"\bray\b", path.read_text("utf-8"), re.IGNORECASE), path
     assert not re.search("ray|a2wsgi", (ROOT / "requirements.txt").read_text("utf-8"))

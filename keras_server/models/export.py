@@ -109,7 +109,7 @@ class Cache:
 
     def read(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the path of the converted model and what was kept with it, or None."""
-        if not self.folder or not is_private(self.folder) or not is_private(self.entry):
+        if not self.folder or not is_trusted(self.folder) or not is_trusted(self.entry):
             return None
         if entry_made_as(self.entry) != self.entry.name:
             return None
@@ -134,7 +134,7 @@ class Cache:
         temporary = None
         try:
             self.folder.mkdir(0o700, parents=True, exist_ok=True)
-            if not is_private(self.folder):
+            if not is_trusted(self.folder):
                 raise PermissionError("others may write there, or own it: chmod 700")
             temporary = Path(tempfile.mkdtemp(prefix=f"{self.entry.name}.tmp-", dir=self.folder))
             (temporary / MARKER).write_text(self.entry.name)
@@ -171,7 +171,7 @@ class Cache:
     def sweep(self) -> None:
         """Remove the entries used longest ago, and what unfinished writing left. Raises OSError."""
         entries: list[tuple[int, Path]] = []
-        for path in self.folder.iterdir() if self.folder and is_private(self.folder) else ():
+        for path in self.folder.iterdir() if self.folder and is_trusted(self.folder) else ():
             name = entry_made_as(path)
             if name and path.name == name and path != self.entry:
                 with contextlib.suppress(OSError):
@@ -215,7 +215,7 @@ def plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
 
 
-def is_private(folder: Path) -> bool:
+def is_trusted(folder: Path) -> bool:
     """Return whether this is a folder that only this user can have written to."""
     try:
         return is_own(folder) and not folder.stat().st_mode & 0o022

@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import logging
+import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-import run_keras_server as server
-from keras_server import ray_app as ray_serve_app
-from keras_server.ray_app import Gate
+from keras_server import gate
+from keras_server.gate import Gate, with_ticket
+from keras_server.settings import Settings
+from keras_server.ticket import Ticket
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 BODY = {"type": "http.response.body", "body": b"{}"}
@@ -19,11 +21,11 @@ RAY_OWN = {"headers": [(b"content-type", b"text/plain"), (b"retry-after", b"1")]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_serve_app, "PAUSE", 0.001)
+    monkeypatch.setattr(gate, "PAUSE", 0.001)
 
 
 def ask(
-    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait"
+    app: Callable[..., Any], *parts: bytes, headers: Any = (), then: str = "wait", held: int = 0, **settings: Any
 ) -> tuple[int, dict[str, str], Any]:
     """Send a request through a gate; returns the answer's status, headers and JSON."""
     sent: list[dict[str, Any]] = []
@@ -40,7 +42,10 @@ def ask(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [*headers]}
-    asyncio.run(Gate(app)(scope, receive, send))
+    asked = Gate(app, Settings(**settings))
+    asked.held = held
+    asyncio.run(asked(scope, receive, send))
+    assert asked.held == held
     if not sent:
         return 0, {}, None
     found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
@@ -80,7 +85,7 @@ def test_a_chunked_body_has_a_length_then() -> None:
     assert headers == [{b"content-length": b"4"}]
 
 
-@pytest.mark.parametrize("lost", [[], [START], RuntimeError("died")])
+@pytest.mark.parametrize("lost", [[], [START], [START, BODY | {"more_body": True}], RuntimeError("died")])
 def test_a_lost_answer_is_asked_for_again(lost: Any) -> None:
     app = answering(lost, lost, [START, BODY])
     assert ask(app, b"photo")[0] == 200
@@ -91,7 +96,7 @@ def test_where_every_replica_is_lost() -> None:
     app = answering([])
     status, headers, answer = ask(app, b"photo")
     assert (status, headers["retry-after"], answer["success"]) == (503, "1", False)
-    assert len(app.bodies) == ray_serve_app.TRIES
+    assert len(app.bodies) == gate.TRIES
 
 
 @pytest.mark.parametrize(("code", "expected"), [(503, 503), (408, 504), (404, 503), (500, 503)])
@@ -101,6 +106,26 @@ def test_rays_own_errors_are_put_in_the_contracts_shape(code: int, expected: int
     assert ("retry-after" in headers) == (expected == 503)
     assert answer.keys() == {"success", "error"}
     assert headers["x-request-id"]
+
+
+def test_text_that_is_no_error_stays_as_it_is() -> None:
+    """As the app's figures for Prometheus."""
+    assert ask(answering([START | RAY_OWN, BODY]), b"x")[::2] == (200, {})
+
+
+def test_an_error_can_be_read_by_the_pages_that_may() -> None:
+    headers = [(b"origin", b"https://a.example")]
+    allowed = ask(answering([]), b"x", headers=headers, cors_origin="https://a.example")[1]
+    assert allowed["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-origin" not in ask(answering([]), b"x", headers=headers)[1]
+
+
+def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
+    with caplog.at_level("INFO", "keras_server"):
+        headers = ask(answering([START, BODY]), b"x", headers=[(b"content-length", b"99999999")])[1]
+    assert "status=413 " in caplog.text
+    assert headers["x-request-id"] in caplog.text
 
 
 def test_the_apps_own_errors_stay_as_they_are() -> None:
@@ -116,26 +141,32 @@ def test_headers_come_once() -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_over_the_limit_is_not_passed_on(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "settings", replace(server.settings, max_upload_mb=0.001))
+@pytest.mark.parametrize(("size", "expected"), [(1048, 200), (1049, 413)])
+def test_a_body_over_the_limit_is_not_passed_on(announced: bool, size: int, expected: int) -> None:
     app = answering([START, BODY])
-    status, _, answer = ask(app, b"x" * 2000, headers=[(b"content-length", b"2000")] if announced else [])
-    assert (status, answer["success"]) == (413, False)
-    assert not app.bodies
+    headers = [(b"content-length", b"%d" % size)] if announced else []
+    status, _, answer = ask(app, b"x" * size, headers=headers, max_upload_mb=0.001)
+    assert status == expected
+    assert len(app.bodies) == (expected == 200)
+    assert answer.get("success") == (None if expected == 200 else False)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_serve_app, "BODIES", -1)
-    assert ask(answering([START, BODY]), b"x")[0] == 503
+@pytest.mark.parametrize(("held", "expected"), [(2**21 - 1, 200), (2**21, 503)])
+def test_memory_is_bounded(held: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BODIES", 2)
+    app = answering([START, BODY])
+    status, headers, _ = ask(app, b"x", held=held, max_upload_mb=1)
+    assert status == expected
+    assert len(app.bodies) == (expected == 200)
+    assert headers.get("retry-after") == (None if expected == 200 else "1")
 
 
 def test_a_body_that_breaks_off() -> None:
     assert ask(answering([START, BODY]), then="leave")[0] == 400
 
 
-def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_an_answer_after_the_deadline() -> None:
     """Ray keeps the cancellation to itself, as this app does."""
-    monkeypatch.setattr(server, "settings", replace(server.settings, timeout=0.05))
 
     async def slow(*_: Any) -> None:
         try:
@@ -143,7 +174,7 @@ def test_nobody_waits_for_an_answer_after_the_deadline(monkeypatch: pytest.Monke
         except asyncio.CancelledError:
             return
 
-    status, _, answer = ask(slow, b"x")
+    status, _, answer = ask(slow, b"x", timeout=0.05)
     assert (status, answer["success"]) == (504, False)
 
 
@@ -159,7 +190,7 @@ def test_who_left_is_not_asked_for_again() -> None:
 
 def test_a_gate_behind_a_gate() -> None:
     """As with HAProxy, where both stand in the replica."""
-    assert ask(Gate(answering([START, BODY]), tries=1), b"x")[0] == 200
+    assert ask(Gate(answering([START, BODY]), Settings(), tries=1), b"x")[0] == 200
 
 
 def test_rays_own_paths_pass() -> None:
@@ -168,5 +199,37 @@ def test_rays_own_paths_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["path"])
 
-    asyncio.run(Gate(app)({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(Gate(app, Settings())({"type": "http", "path": "/-/healthz"}, None, None))  # type: ignore[arg-type]
     assert seen == ["/-/healthz"]
+
+
+def test_a_request_can_be_sent_to_another_process() -> None:
+    """As Ray's Python proxy does, which pickles the scope."""
+    scopes = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(pickle.loads(pickle.dumps(scope)))
+        await send(START)
+        await send(BODY)
+
+    assert ask(app, b"x")[0] == 200
+    assert scopes[0]["path"] == "/predict"
+
+
+def test_the_wsgi_app_has_the_ticket_of_the_gate_before_it() -> None:
+    tickets: list[Ticket] = []
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        tickets.append(environ["ticket"])
+        return []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(with_ticket(wsgi), {}, None)
+        assert not tickets[0].gone
+        await send(START)
+        await send(BODY)
+
+    assert ask(app, b"x", headers=[(b"x-request-id", b"mine")], timeout=50)[0] == 200
+    assert tickets[0].id == "mine"
+    assert 40 < tickets[0].left <= 50
+    assert tickets[0].gone

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import run_keras_server as server
 from keras_server.ray_app import deployment
 
@@ -18,16 +20,17 @@ class Fragile(Base):
 
     async def __init__(self) -> None:  # type: ignore[misc]
         await super().__init__()
-        run = server.model.run
+        batcher = server.app.current_model().batcher
+        run = batcher.run
 
-        def broken(inputs: list[Any]) -> Any:
+        def broken(inputs: list[np.ndarray]) -> Any:
             try:
                 Path(os.environ[POISON]).unlink()
             except FileNotFoundError:
                 return run(inputs)
             raise SystemExit  # no Exception, so the model's thread ends
 
-        server.model.run = broken
+        batcher.run = broken
 
 
 fragile = deployment.options(func_or_class=Fragile)
