@@ -30,7 +30,8 @@ def producer(tensor: Any) -> Any:
 
 def parents(tensor: Any) -> list[Any]:
     """Return the symbolic tensors that a symbolic tensor is computed from."""
-    return producer(tensor)._inbound_nodes[tensor._keras_history.node_index].input_tensors
+    node = producer(tensor)._inbound_nodes[tensor._keras_history.node_index]
+    return list(node.input_tensors)
 
 
 def is_graph(operation: Any) -> bool:
