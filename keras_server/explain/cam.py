@@ -147,7 +147,9 @@ def grad_cam(keras_model: Any, name: str) -> Cam:
             tensor = part(tensor, training=False)
         return tensor
 
-    @tf.function(input_signature=[tf.TensorSpec((1, *source.shape[1:]), source.dtype), tf.TensorSpec((), tf.int32)])
+    signature = [tf.TensorSpec((1, *source.shape[1:]), source.dtype), tf.TensorSpec((), tf.int32)]
+
+    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def explain(picture: Any, label: Any) -> Any:
         features = run(parts[0], picture)  # (1, rows, columns, channels)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
