@@ -1,14 +1,20 @@
-"""What schemathesis cannot read in the document: which bytes are an image, and that tensors have to be consistent.
+"""What the document cannot say: which bytes are an image, which model is served, and which tensors it takes.
 
-JSON Schema can say neither. So files are drawn from real images, and of the requests that are made to be valid the
-tensors are cut to what they have in common. Requests that are made to be invalid stay as they are.
+The document is generic in the tensors. So files are drawn from real images, and requests that are made to be valid get
+the served model's name, and tensors of random numbers as its metadata describe them. Requests that are made to be
+invalid stay as they are.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import json
 import math
+import random
+import urllib.parse
+import urllib.request
 from typing import Any
 
 import schemathesis
@@ -23,72 +29,88 @@ def image(kind: str) -> bytes:
     return out.getvalue()
 
 
-FILES = strategies.sampled_from([image(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")])
-schemathesis.openapi.format("binary", FILES)
-schemathesis.openapi.format("base64-image", FILES.map(lambda file: base64.b64encode(file).decode()))
+IMAGES = [image(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
+schemathesis.openapi.format("binary", strategies.sampled_from(IMAGES))
 
 
-def cut(tensors: list[list[Any]]) -> None:
-    """Cut tensors to equally many rows, and inside of each the lists of one depth to the length of the shortest."""
-    rows = min(map(len, tensors))
-    for tensor in tensors:
-        del tensor[rows:]
-        level = [row for row in tensor if isinstance(row, list)]
-        while level:
-            shortest = min(map(len, level))
-            for found in level:
-                del found[shortest:]
-            level = [inner for found in level for inner in found if isinstance(inner, list)]
+@functools.cache
+def metadata(base_url: str) -> dict[str, Any]:
+    """Return what the served model says of itself."""
+
+    def get(path: str) -> Any:
+        with urllib.request.urlopen(urllib.parse.urljoin(base_url, path)) as answer:
+            return json.load(answer)
+
+    return get(f"/v2/models/{get('/v1/models')['models'][0]}")
 
 
-def fit(inputs: list[dict[str, Any]], axes: dict[str, list[int | None]]) -> None:
-    """Make tensors of the Open Inference Protocol agree with their shapes, and have equally many rows.
-
-    `axes` are the lengths of the inputs' axes, None where any will do, as it will for the first.
-    """
-    for tensor in inputs:
-        data, shape = tensor["data"], tensor["shape"]
-        for axis, length in enumerate(axes[tensor["name"]][: len(shape)]):
-            shape[axis] = length or 1
-        if len(shape) > 1 and not isinstance(data[0], list):  # flat: the last axis that is free takes it all
-            last = max(axis for axis, length in enumerate(axes[tensor["name"]]) if length is None)
-            shape[last] = len(data) // math.prod(shape)
-            size = math.prod(shape[1:])
-            tensor["data"] = [data[i : i + size] for i in range(0, shape[0] * size, size)]
-    cut([tensor["data"] for tensor in inputs])
-    for tensor in inputs:
-        data, shape = tensor["data"], tensor["shape"]
-        shape[0], first = len(data), data[0]
-        if len(shape) > 2 and not isinstance(first[0], list):
-            tensor["data"] = [value for row in data for value in row]
-            continue
-        for axis in range(1, len(shape)):
-            shape[axis], first = len(first), first[0]
+def number(datatype: str) -> Any:
+    """Return a random value of a type of the Open Inference Protocol."""
+    if datatype == "BOOL":
+        return random.random() < 0.5
+    return random.randrange(5) if "INT" in datatype else random.uniform(-2, 2)
 
 
-def axes_of(case: Any) -> dict[str, list[int | None]]:
-    """Return the lengths of each input's axes, out of the document."""
-    found = {}
-    inputs = case.operation.schema.raw_schema["components"]["schemas"]["InferRequest"]["properties"]["inputs"]
-    for item in inputs["prefixItems"]:
-        numbers = item.get("anyOf", [item])[0]["properties"]
-        found[numbers["name"]["const"]] = [axis.get("const") for axis in numbers["shape"]["prefixItems"]]
-    return found
+def nested(values: list[Any], shape: list[int]) -> Any:
+    """Return flat values as lists that are nested as the shape says."""
+    if not shape:
+        return values[0]
+    size = len(values) // shape[0]
+    return [nested(values[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
+
+
+def tensors(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return inputs for a model, of one to three rows."""
+    rows, length = random.randint(1, 3), random.randint(1, 4)
+    inputs = []
+    for tensor in model["inputs"]:
+        shape = [rows, *(length if size == -1 else size for size in tensor["shape"][1:])]
+        if math.prod(shape) > 30_000:  # nobody would write that in JSON
+            data = [base64.b64encode(random.choice(IMAGES)).decode() for _ in range(rows)]
+            inputs.append(tensor | {"shape": [rows], "datatype": "BYTES", "data": data})
+        else:
+            values = [number(tensor["datatype"]) for _ in range(math.prod(shape))]
+            inputs.append(tensor | {"shape": shape, "data": random.choice([values, nested(values, shape)])})
+    return inputs
+
+
+def for_v1(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the request of TensorFlow Serving's API for these inputs: by column or by row, named or not."""
+    columns = {}
+    for item in inputs:
+        data, shape = item["data"], item["shape"]
+        if item["datatype"] == "BYTES":
+            columns[item["name"]] = [{"b64": text} for text in data]
+        else:
+            is_flat = len(shape) > 1 and not isinstance(data[0], list)
+            columns[item["name"]] = nested(data, shape) if is_flat else data
+    if random.random() < 0.5:
+        return {"inputs": columns if len(columns) > 1 or random.random() < 0.5 else next(iter(columns.values()))}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return {"instances": rows if len(columns) > 1 or random.random() < 0.5 else [*next(iter(columns.values()))]}
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Make the tensors of a request that is to be valid agree with each other."""
-    body = case.body
-    if not isinstance(body, dict) or not (case.meta and case.meta.generation.mode.is_positive):
+    """Make a request that is to be valid one for the model that is served."""
+    if not (case.meta and case.meta.generation.mode.is_positive):
         return
-    rows, columns = body.get("instances"), body.get("inputs")
-    if case.path.endswith("infer"):
-        fit(columns, axes_of(case))
-    elif columns is not None:
-        cut([*columns.values()] if isinstance(columns, dict) else [columns])
-    elif rows is not None and isinstance(rows[0], dict):
-        for name in rows[0]:
-            cut([[row[name] for row in rows if name in row]])
-    elif rows is not None:
-        cut([rows])
+    model = metadata(case.operation.base_url)
+    if "name" in case.path_parameters:
+        case.path_parameters["name"] = model["name"]
+    if "version" in case.path_parameters:
+        case.path_parameters["version"] = "1"
+    query = case.query or {}
+    for key, value in (("model", model["name"]), ("label", "0"), ("top", 1)):
+        if key in query:
+            query[key] = value
+    if case.operation.path.endswith("infer"):
+        names = [output["name"] for output in model["outputs"]]
+        body = case.body if isinstance(case.body, dict) else {}
+        body["inputs"] = tensors(model)
+        for item in body.get("outputs", ()):
+            item["name"] = random.choice(names)
+        case.body = body
+    elif case.operation.path.endswith(":predict"):
+        signature = case.body.get("signature_name", "") if isinstance(case.body, dict) else ""
+        case.body = for_v1(tensors(model)) | {"signature_name": signature}
