@@ -43,7 +43,9 @@ BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 50
 LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
 SAME_FOR_ALL = {401, 403, 404, 405, 422}  # statuses about the key, the address or the model, not about one image
 
-Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], most probable first
+Rows = list[
+    dict[str, Any]
+]  # [{"label": "beagle", "probability": 0.99}, ...], of a regression [{"value": 29.7}]
 
 
 class PredictionError(RuntimeError):
@@ -77,7 +79,9 @@ def classify(
     with contextlib.suppress(ValueError):
         match response.json():
             case {"success": True, "predictions": [_, *_] as rows} if response.ok and all(map(is_row, rows)):
-                return rows
+                return [*rows]
+            case {"success": True, "values": [_, *_] as values} if response.ok and all(map(is_number, values)):
+                return [{"value": value} for value in values]
         flaw = "JSON of an unexpected shape"
     raise refusal(url, response, flaw)
 
@@ -119,6 +123,11 @@ def is_row(row: object) -> bool:
         case {"label": str(), "probability": int() | float()}:
             return True
     return False
+
+
+def is_number(value: object) -> bool:
+    """Tell whether this is one number of a regression's answer."""
+    return type(value) in (int, float)
 
 
 def predict_url(url: str) -> str:
@@ -320,7 +329,9 @@ def main(argv: list[str] | None = None) -> int:
             done += 1
             answer: dict[str, Any] = {"filename": name, "success": True}
             try:
-                answer["predictions"] = future.result()
+                rows = future.result()
+                is_list = "label" in rows[0]
+                answer |= {"predictions": rows} if is_list else {"values": [row["value"] for row in rows]}
                 if overlays:
                     answer["explanation"] = overlays[done - 1]
             except PredictionError as error:
@@ -331,8 +342,8 @@ def main(argv: list[str] | None = None) -> int:
                 write(json.dumps(answer), file=sys.stdout)
             elif answer["success"]:
                 lines = [f"{name}:"] if len(names) > 1 else []
-                for i, row in enumerate(answer["predictions"], start=1):
-                    lines.append(f"{i}. {row['label']}: {row['probability']:.4f}")
+                for i, row in enumerate(rows, start=1):
+                    lines.append(f"{i}. {row['label']}: {row['probability']:.4f}" if is_list else f"{row['value']:.6g}")
                 lines += [f"Heat map: {answer['explanation']}"] if overlays else []
                 write("\n".join(lines), file=sys.stdout)
             sys.stdout.flush()  # whoever reads a pipe sees each image at once

@@ -256,6 +256,9 @@ def test_classify_names_an_answer_that_is_not_json(server: Server, status: int) 
         (200, {"success": True}),
         (200, {"success": True, "predictions": []}),
         (200, {"success": True, "predictions": "beagle"}),
+        (200, {"success": True, "values": []}),
+        (200, {"success": True, "values": ["29.7"]}),
+        (200, {"success": True, "values": [True]}),
         (200, {"success": True, "predictions": ["beagle"]}),
         (200, {"success": True, "predictions": [{"label": "beagle"}]}),
         (200, {"success": True, "predictions": [{"label": "beagle", "probability": "high"}]}),
@@ -839,3 +842,13 @@ def test_tqdm_is_not_imported_for_one_image(server: Server, folder: Path) -> Non
     code = "import sys, simple_request as s; s.main(sys.argv[1:]); assert 'tqdm' not in sys.modules, 'imported'"
     command = [sys.executable, "-c", code, str(folder / "a.jpg"), "--url", server.url]
     subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, timeout=PATIENCE, check=True)
+
+
+def test_the_numbers_of_a_regression(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = lambda request: as_json(200, {"success": True, "model": "age", "values": [29.7, -3]})
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert classify(tmp_path / "a.jpg", url=server.url) == [{"value": 29.7}, {"value": -3}]
+    assert main([str(tmp_path / "a.jpg"), "--url", server.url]) == 0
+    assert capsys.readouterr().out == "29.7\n-3\n"
+    assert main([str(tmp_path / "a.jpg"), "--url", server.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"] == [29.7, -3]

@@ -109,7 +109,12 @@ def complete(operation: Schema, method: str, path: str, name: str, needs_key: bo
         operation["security"] = [{"key": []}]
     operation["responses"]["200"]["headers"] = REQUEST_ID
     kind = "ProtocolError" if path.startswith(("/v1", "/v2")) else "Error"
-    possible = {401: needs_key, 404: names or method == "post", 422: path == "/explain", **dict.fromkeys(COMPUTED, method == "post")}
+    possible = {
+        401: needs_key,
+        404: names or method == "post",
+        422: path == "/explain",
+        **dict.fromkeys(COMPUTED, method == "post"),
+    }
     for status in ALWAYS | {status for status, holds in possible.items() if holds}:
         operation["responses"][str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
 

@@ -25,7 +25,9 @@ def trace(keras_model: Any) -> Any:
 
     structure, _ = structures(keras_model)
 
-    @tf.function(input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in keras_model.inputs])
+    signature = [tf.TensorSpec(t.shape, t.dtype) for t in keras_model.inputs]
+
+    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def forward(*inputs: Any) -> list[Any]:
         packed = keras.tree.pack_sequence_as(structure, inputs)
         flat: list[Any] = keras.tree.flatten(keras_model(packed, training=False))
