@@ -43,9 +43,7 @@ BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 50
 LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
 SAME_FOR_ALL = {401, 403, 404, 405, 422}  # statuses about the key, the address or the model, not about one image
 
-Rows = list[
-    dict[str, Any]
-]  # [{"label": "beagle", "probability": 0.99}, ...], of a regression [{"value": 29.7}]
+Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], of a regression [{"value": 29.7}]
 
 
 class PredictionError(RuntimeError):

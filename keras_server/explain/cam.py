@@ -137,6 +137,8 @@ def grad_cam(keras_model: Any, name: str) -> Cam:
         )
     import tensorflow as tf
 
+    if hasattr(keras_model.layers[-1], "original"):  # the shell of models/files.py
+        raise Unexplainable(f"{name} comes from Keras 2 or a SavedModel, and only layers of Keras 3 can be explained.")
     (source,), output = keras_model.inputs, keras_model.outputs[0]
     parts = cut(source, logits(output))
     if not parts or not parts[1]:

@@ -77,7 +77,8 @@ def load_with_keras_2(path: Path, unsafe: bool) -> Any:
     }
 
     def call(tensors: dict[str, Any]) -> Any:
-        outputs = original(list(tensors.values()) if len(tensors) > 1 else next(iter(tensors.values())), training=False)
+        ordered = [tensors[name] for name in original.input_names]
+        outputs = original(ordered if len(ordered) > 1 else ordered[0], training=False)
         return outputs if isinstance(outputs, dict) else dict(zip(original.output_names, as_list(outputs), strict=True))
 
     return in_keras_3(call, inputs, original)

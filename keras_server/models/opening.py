@@ -74,7 +74,7 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
     on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
     how = (settings.precision, settings.engine_threads or processors(), settings.max_batch)
-    cache = Cache(settings.cache_dir, source.name, source.files)
+    cache = Cache(settings.cache_dir, source.name, source.files, {"unsafe": str(source.unsafe)})
     if on_openvino and (kept := cache.read()):
         with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
             return OpenVINOEngine(kept[0], *how), Spec.from_json(kept[1])
@@ -103,7 +103,7 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
         raise StartupError("--precision bfloat16 needs the engine openvino.")
     keras_engine = KerasEngine(keras_model, settings.max_batch)
     if keras_engine.function and reference and (words := reference.difference(batched(keras_engine, spec))):
-        log.warning("TensorFlow's function of %s differs from predict (%s), so predict serves.", spec.name, words)
+        log.warning("Traced, %s answers otherwise (%s): Keras calls it layer by layer.", spec.name, words)
         keras_engine = KerasEngine(keras_model, settings.max_batch, traced=False)
     return keras_engine, replace(spec, engine=keras_engine.name)
 

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from keras_server.models.errors import StartupError
 from keras_server.models.labels import MAX_BYTES, check_labels, read_labels
 
-DATA = Path(__file__).parent / "data" / "labels"
+DATA = ROOT / "tests" / "data" / "labels"
 PETS = ("cat", "dog", "bird")
 
 GOOD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {

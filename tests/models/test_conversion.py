@@ -91,6 +91,21 @@ def test_code_in_a_file_is_not_run_unless_allowed(name: str) -> None:
         open_model(Source(str(DATA / name)), Settings(cache_dir=""))
 
 
+def test_inputs_of_keras_2_keep_their_order(tmp_path: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    last, first = tf_keras.Input((2,), name="z_first"), tf_keras.Input((3,), name="a_second")
+    outputs = [tf_keras.layers.Rescaling(2.0, name="twice")(last), tf_keras.layers.Rescaling(3.0, name="thrice")(first)]
+    path = tmp_path / "two.h5"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras 2 finds its own format old
+        tf_keras.Model([last, first], outputs).save(path)
+    engine, spec = open_model(Source(str(path)), Settings(cache_dir=""))
+    values = {"z_first": np.array([[1.0, 2.0]], np.float32), "a_second": np.array([[1.0, 2.0, 3.0]], np.float32)}
+    answers = dict(zip([t.name for t in spec.outputs], engine([values[t.name] for t in spec.inputs]), strict=True))
+    assert answers["twice"].tolist() == [[2, 4]]
+    assert answers["thrice"].tolist() == [[3, 6, 9]]
+
+
 def test_a_file_is_told_by_its_content(tmp_path: Path) -> None:
     for name, ending in (
         ("silu.keras", ".h5"),

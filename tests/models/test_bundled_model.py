@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "keras_server" / "bundled" / "efficientnet_lite0.keras"
 LABELS = ROOT / "keras_server" / "bundled" / "imagenet_classes.json"
 
