@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from keras_server import tiff
+
+FORMATS = {  # what is read: as Pillow calls it, and as people do
+    "JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF", "AVIF": "AVIF",
+    "HEIF": "HEIC",
+}  # fmt: skip
+NAMES = f"{', '.join([*FORMATS.values()][:-1])} and {[*FORMATS.values()][-1]}"
+
+# Kinds of file that people take for pictures, by their first bytes, and that are not read.
+OTHERS = {
+    "a JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "a JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "an SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
+    "a web page": rb"(?i)\s*(<!doctype html|<html)",
+    "a PDF": rb"%PDF",
+    "a Photoshop file": rb"8BPS",
+    "an icon": rb"\0\0[\x01\x02]\0",
+    "a video": rb"....ftyp(isom|mp4|M4V|qt  |avc1|3gp)|\x1aE\xdf\xa3",
+    "a raw photograph": rb"II\x1a\0\0\0HEAPCCDR|....ftypcrx|FUJIFILMCCD-RAW|IIU\0",
+    "a zip archive": rb"PK\x03\x04",
+    "a picture in PNM": rb"P[1-7]\s",
+}
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by number of channels
 
 # What the preprocess_input of keras.applications does to pixels in 0..255, as (pixels - mean) / deviation with the
@@ -24,56 +48,114 @@ Image.MAX_IMAGE_PIXELS = None  # open_image has the limit, and Pillow's own woul
 PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of all comments in a PNG, unpacked; Pillow's own limit is 64 MiB
 
 
+CUT = "The image is damaged or cut off: it cannot be decoded."
+ARITHMETIC = re.compile(rb"\xff[\xc9-\xcb]\0")  # the marker of a frame coded arithmetically, and its length
+pillow_heif.register_heif_opener(thumbnails=False)
+
+
 class ImageError(ValueError):
     """An upload that is no acceptable image; the message is a sentence for the client."""
 
 
 def open_image(data: bytes, max_megapixels: float) -> Image.Image:
-    """Open an encoded image of at most so many million pixels; only its header is read yet. Raises ImageError."""
+    """Open an encoded image of at most so many million pixels; most are decoded later. Raises ImageError."""
     if not data:
         raise ImageError("The file is empty.")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever a mutilated header trips over
-        raise ImageError(f"This is not an image that the server reads ({', '.join(FORMATS)}).") from None
-    if image.width * image.height > max_megapixels * 1e6:
-        raise ImageError(
-            f"The image has {image.width} x {image.height} pixels, more than the {max_megapixels:g} "
-            "million allowed: shrink it."
-        )
-    # A JPEG has a bit at least for each 8 x 8 pixels; what is missing of them Pillow would paint grey.
-    if image.format in ("JPEG", "MPO") and image.width * image.height > 64 * 8 * len(data):
-        raise ImageError("The image is damaged or cut off: it cannot be decoded.")
+    image: Image.Image | None = None
+    with contextlib.suppress(Exception):  # Pillow's readers raise whatever a mutilated header trips over
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
+    if image is None and not tiff.is_tiff(data):
+        kind = next((kind for kind, start in OTHERS.items() if re.match(start, data[:1024], re.DOTALL)), None)
+        if kind:
+            raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
+        raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
+    if image is not None:
+        check_size(image.width, image.height, max_megapixels)
+    if tiff.is_tiff(data) and (image is None or tiff.is_deep(image)):
+        return open_deep(data, image, max_megapixels)
+    assert image is not None
+    if image.format in ("JPEG", "MPO"):
+        if lacks_end(data):
+            return with_end(data)
+        # A JPEG has a bit at least for each 8 x 8 pixels, unless it is coded arithmetically; what is missing of them
+        # Pillow would paint grey.
+        if image.width * image.height > 64 * 8 * len(data) and not ARITHMETIC.search(data[:65536]):
+            raise ImageError(CUT)
+    if image.info.get("default_image"):  # of an APNG, for those who cannot show the animation: nobody sees it
+        with contextlib.suppress(EOFError):
+            image.seek(1)
     return image
 
 
-def decode(image: Image.Image, side: int, mode: str) -> Image.Image:
+def check_size(width: int, height: int, max_megapixels: float) -> None:
+    """Raise ImageError for a picture of more pixels than are allowed."""
+    if width * height > max_megapixels * 1e6:
+        raise ImageError(
+            f"The image has {width} x {height} pixels, more than the {max_megapixels:g} million allowed: shrink it."
+        )
+
+
+def open_deep(data: bytes, image: Image.Image | None, max_megapixels: float) -> Image.Image:
+    """Decode a TIFF that Pillow does not bring to 8 bits. Raises ImageError."""
+    try:
+        width, height = tiff.size(data)
+        check_size(width, height, max_megapixels)
+        return tiff.read(data, image)
+    except ImageError:
+        raise
+    except tiff.TiffError as error:
+        raise ImageError(f"This is {error}, which is not read: save it with 8 bits a channel.") from None
+    except Exception:  # noqa: BLE001 - as Pillow's, its readers raise anything
+        raise ImageError(CUT) from None
+
+
+def lacks_end(data: bytes) -> bool:
+    """Return whether no end marker follows the last scan of a JPEG."""
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def with_end(data: bytes) -> Image.Image:
+    """Open a JPEG without its end marker, if nothing but that is missing. Raises ImageError.
+
+    Phones and messengers write such files. Where pixels are missing, too, bytes in their place change what is decoded.
+    """
+    pictures, data = [], data.rstrip(b"\xff")  # half of the marker
+    for filler in (b"", b"\x55" * 64):
+        try:
+            pictures.append(np.asarray(Image.open(io.BytesIO(data + filler + b"\xff\xd9"), formats=["JPEG", "MPO"])))
+        except Exception:  # noqa: BLE001 - as in open_image
+            raise ImageError(CUT) from None
+    if not np.array_equal(pictures[0], pictures[1]):
+        raise ImageError(CUT)
+    return Image.open(io.BytesIO(data + b"\xff\xd9"), formats=["JPEG", "MPO"])
+
+
+def decode(image: Image.Image, side: int, mode: str, background: str = "white") -> Image.Image:
     """Return the opened image in `mode`, upright, of its full size or, from a JPEG, at least `side` pixels a side.
 
-    Raises ImageError.
+    What is transparent shows the background, unless the mode is RGBA. Raises ImageError.
     """
     try:
         image.draft("RGB", (side, side))
         image.load()
         with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
             ImageOps.exif_transpose(image, in_place=True)
-        return convert_mode(image, mode)
+        return convert_mode(image, mode, background)
     except Exception:  # noqa: BLE001 - as in open_image
-        raise ImageError("The image is damaged or cut off: it cannot be decoded.") from None
+        raise ImageError(CUT) from None
 
 
-def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Return the image in `mode` (L, RGB or RGBA), whatever its own. Alpha is dropped as Keras' load_img drops it."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel, which Pillow would clip at 255
-        pixels = np.nan_to_num(np.asarray(image, np.float32))
-        highest = pixels.max(initial=0)
-        if image.mode == "F":
-            pixels *= 255 if highest <= 1 else 1
-        elif image.mode != "I" or highest > 255:
-            pixels /= 257
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # by way of RGBA, or Pillow warns of transparent palettes
+def convert_mode(image: Image.Image, mode: str, background: str) -> Image.Image:
+    """Return the image in `mode` (L, RGB or RGBA), whatever its own, as people see it on the background."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        shown = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
+        if isinstance(key := image.info.get("transparency"), int):  # the one value that nobody sees
+            shown.putalpha(Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)))
+        image = shown
+    if mode != "RGBA" and image.has_transparency_data:
         image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(below, image)
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
+from PIL import ImageColor
 
 from keras_server import __version__
 
@@ -55,6 +56,15 @@ def switch(text: str) -> bool:
     if text.lower() not in ("1", "on", "true", "yes", "0", "off", "false", "no"):
         raise click.BadParameter(f"{text!r} is neither on nor off.")
     return text.lower() in ("1", "on", "true", "yes")
+
+
+def colour(text: str) -> str:
+    """Read a colour, by its name in CSS or as #rrggbb."""
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no colour, such as white or #e0e0e0.") from None
+    return text
 
 
 def setting(default: T, help: str, read: Callable[[str], Any] = str, metavar: str = "", empty: bool = False) -> T:
@@ -98,6 +108,8 @@ class Settings:
     top: int = setting(5, "rows in an answer, unless the request says ?top=N", COUNT, "N")
     max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
     max_megapixels: float = setting(50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP")
+    background: str = setting("white", "colour that shows through what is transparent: a name, or #rrggbb", colour,
+        "COLOUR")
     queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
     timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
         number(float, 0.01, 86_400), "SECONDS")

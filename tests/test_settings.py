@@ -81,9 +81,13 @@ def test_command_line_before_environment_before_default(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_setting_can_stand_in_both(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = {"engine": "keras", "precision": "bfloat16", "activation": "softmax", "log_format": "json"}.get(
-        setting.name, "on" if isinstance(setting.default, bool) else "7" if setting.default != () else "k"
-    )
+    text = {
+        "engine": "keras",
+        "precision": "bfloat16",
+        "activation": "softmax",
+        "log_format": "json",
+        "background": "black",
+    }.get(setting.name, "on" if isinstance(setting.default, bool) else "7" if setting.default != () else "k")
     if setting.name == "api_key_file":
         text = str(ROOT / "requirements.txt")
     given = getattr(read_settings([setting.option, text]), setting.name)

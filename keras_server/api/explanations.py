@@ -72,7 +72,7 @@ def choose(row: np.ndarray, labels: Sequence[str], wanted: str | None) -> int:
 def draw(image: Image.Image, heat: np.ndarray) -> bytes:
     """Return the PNG of a picture under its map. Raises ImageError, or Overdue."""
     with current_app().decoder():
-        picture = decode_image(image, SIDE, "RGB")
+        picture = decode_image(image, SIDE, "RGB", current_settings().background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
         picture = overlay(picture, heat)
     out = io.BytesIO()
