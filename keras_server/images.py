@@ -26,7 +26,7 @@ OTHERS = {
     "a web page": rb"(?i)\s*(<!doctype html|<html)",
     "a PDF": rb"%PDF",
     "a Photoshop file": rb"8BPS",
-    "an icon": rb"\0\0[\x01\x02]\0",
+    "an icon": rb"\0\0\x01\0",
     "a video": rb"....ftyp(isom|mp4|M4V|qt  |avc1|3gp)|\x1aE\xdf\xa3",
     "a raw photograph": rb"II\x1a\0\0\0HEAPCCDR|....ftypcrx|FUJIFILMCCD-RAW|IIU\0",
     "a zip archive": rb"PK\x03\x04",
@@ -98,8 +98,10 @@ def check_size(width: int, height: int, max_megapixels: float) -> None:
 def open_deep(data: bytes, image: Image.Image | None, max_megapixels: float) -> Image.Image:
     """Decode a TIFF that Pillow does not bring to 8 bits. Raises ImageError."""
     try:
-        width, height = tiff.size(data)
+        width, height, bits = tiff.size(data)
         check_size(width, height, max_megapixels)
+        if bits <= 8:  # which Pillow would have opened, were it whole
+            raise ImageError(CUT)
         return tiff.read(data, image)
     except ImageError:
         raise

@@ -26,13 +26,13 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(MAGIC)
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return the width and height of the first picture. Raises whatever a damaged file trips over."""
+def size(data: bytes) -> tuple[int, int, int]:
+    """Return width, height and bits a channel of the first picture. Raises whatever a damaged file trips over."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]
-        return int(page.imagewidth), int(page.imagelength)
+        return int(page.imagewidth), int(page.imagelength), int(page.bitspersample)
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -145,7 +145,8 @@ def test_bad_file(url: str, name: str) -> None:
 
 def test_no_image(url: str) -> None:
     assert "-F image=@" in check_error(requests.post(f"{url}/predict", timeout=60), 400)
-    assert "-F image=@" in check_error(requests.post(f"{url}/predict", files={"file": PHOTO}, timeout=60), 400)
+    two = {"left": PHOTO, "right": PHOTO}
+    assert "-F image=@" in check_error(requests.post(f"{url}/predict", files=two, timeout=60), 400)
 
 
 def test_more_pixels_than_allowed(url: str) -> None:
@@ -167,7 +168,7 @@ def test_body_over_the_limit(url: str, chunked: bool) -> None:
     assert "16 MiB" in check_error(answer, 413)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "video/mp4"])
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/mixed", "video/mp4"])
 def test_other_content_types(url: str, kind: str) -> None:
     assert "multipart/form-data" in check_error(post(url, PHOTO, kind), 415)
 

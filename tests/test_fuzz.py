@@ -54,7 +54,7 @@ SEEDS = {
     "deflated TIFF": encode(NOISE, "TIFF", compression="tiff_adobe_deflate"),
     "JPEG TIFF": encode(NOISE, "TIFF", compression="jpeg"),
     "fax TIFF": encode(NOISE.convert("1"), "TIFF", compression="group4"),
-    "float TIFF": encode(Image.fromarray(np.asarray(GREY, np.float32)), "TIFF"),
+    "float TIFF": encode(Image.fromarray(np.asarray(GREY, np.float32) / 255), "TIFF"),
     "16-bit TIFF": encode(Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20)), "TIFF"),
 }
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

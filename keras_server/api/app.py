@@ -20,6 +20,7 @@ from keras_server.api.context import (
     current_app,
     current_settings,
 )
+from keras_server.api.tensors import TensorError
 from keras_server.errors import FAILED, NOT_LOADED, OVERLOADED, TOO_LARGE, TOO_LATE, common_headers, error_body
 from keras_server.models.batcher import Overdue, QueueFull
 from keras_server.models.registry import NotLoaded, UnknownModel
@@ -54,7 +55,6 @@ def admit() -> None:
     TICKET.set(ticket)
     flask.g.since = time.monotonic()
     request.max_content_length = body_limit(settings)
-    request.max_form_parts = settings.queue_size + 16
     try:
         request.query_string.decode()  # as werkzeug decodes it, where it is asked for an argument
     except UnicodeDecodeError:
@@ -102,6 +102,8 @@ def answer_error(error: Exception) -> flask.Response:
         status, sentence = 503, NOT_LOADED
     elif isinstance(error, UnknownModel):
         status, sentence = 404, str(error)
+    elif isinstance(error, TensorError):
+        status, sentence = error.status, str(error)
     elif isinstance(error, Overdue):
         status, sentence = 504, TOO_LATE
     else:

@@ -18,6 +18,7 @@ from keras_server import __version__
 from keras_server.api.context import NEED_NO_KEY
 from keras_server.api.tensors import DATATYPES
 from keras_server.explain.heatmap import ramp
+from keras_server.images import NAMES
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 
@@ -53,7 +54,9 @@ Render = Callable[[Spec, Settings], str]  # makes a document that depends on not
 def page(spec: Spec, settings: Settings) -> str:
     """Return the page for a person with a browser."""
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in ramp(9)]
-    return flask.render_template("index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours))
+    return flask.render_template(
+        "index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours), formats=NAMES
+    )
 
 
 def openapi(spec: Spec, settings: Settings) -> str:
@@ -69,7 +72,9 @@ def documentation(spec: Spec, settings: Settings) -> str:
 def document(spec: Spec, settings: Settings) -> dict[str, Any]:
     """Return the document. Of the model it names the name, in examples, and whether it takes pictures."""
     datatypes = sorted({datatype for datatype, _ in DATATYPES.values()})
-    text = flask.render_template("openapi.json", version=__version__, spec=spec, settings=settings, datatypes=datatypes)
+    text = flask.render_template(
+        "openapi.json", version=__version__, spec=spec, settings=settings, datatypes=datatypes, formats=NAMES
+    )
     content: dict[str, Any] = json.loads(text)
     content["info"]["description"] = f"Serves {spec.name}. {content['info']['description']}"
     paths = content["paths"]

@@ -6,10 +6,8 @@ the outputs. In between, whatever the protocol, the rows join the queue in which
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import zlib
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -18,7 +16,8 @@ import numpy as np
 from werkzeug.routing import BaseConverter
 
 from keras_server import telemetry
-from keras_server.api.context import body_limit, current_app, current_model, current_settings
+from keras_server.api.bodies import read_body
+from keras_server.api.context import current_app, current_model, current_settings
 from keras_server.api.tensors import TensorError, short, typed
 from keras_server.api.uploads import decode
 from keras_server.images import ImageError
@@ -40,7 +39,6 @@ def protocol(name: str) -> flask.Blueprint:
     routes = flask.Blueprint(name, __name__)
     routes.record_once(lambda state: state.app.url_map.converters.update(segment=Segment))
     routes.before_request(check_version)
-    routes.register_error_handler(TensorError, refuse)
     return routes
 
 
@@ -51,11 +49,6 @@ def check_version() -> Any:
     if version != "1":
         return {"error": f"There is no version {short(version)} of {name}: it has version 1."}, 404
     return None
-
-
-def refuse(error: TensorError) -> Any:
-    """Answer what the model cannot take."""
-    return {"error": str(error)}, error.status
 
 
 def read_request() -> tuple[dict[str, Any], memoryview]:
@@ -78,30 +71,6 @@ def read_request() -> tuple[dict[str, Any], memoryview]:
     except ValueError as error:
         raise TensorError(f"The body is not JSON: {error}.") from None
     return typed(found, dict, "The body"), memoryview(body)[end:]
-
-
-def read_body() -> bytes:
-    """Return the request's body, unpacked where it is compressed, and never larger than the server takes."""
-    request = flask.request
-    if (size := request.content_length) is None or size > body_limit(current_settings()):
-        data = request.get_data(cache=False)
-    else:  # in one piece, where werkzeug would copy it piece by piece
-        data = request.environ["wsgi.input"].read(size)
-    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding == "identity":
-        return data
-    if coding not in ("gzip", "deflate"):
-        raise TensorError(f"The server cannot unpack {short(coding)}: take gzip, deflate or none.", 415)
-    unpacker = zlib.decompressobj(wbits=47)  # tells gzip and deflate apart itself
-    try:
-        data = unpacker.decompress(data, body_limit(current_settings()) + 1)
-    except zlib.error:
-        raise TensorError(f"The body is not {coding}, although its Content-Encoding says so.") from None
-    if len(data) > body_limit(current_settings()):
-        raise TensorError(f"Unpacked, the body is larger than {current_settings().max_upload_mb:g} MiB.", 413)
-    if not unpacker.eof or unpacker.unused_data:
-        raise TensorError(f"The body is not one whole stream of {coding}.")
-    return data
 
 
 def check_names(given: Iterable[str]) -> None:
@@ -127,14 +96,6 @@ def from_image(file: bytes, number: int) -> np.ndarray:
         return decode(file)
     except ImageError as error:
         raise TensorError(f"Image {number}: {error}") from None
-
-
-def from_base64(text: Any) -> bytes:
-    """Return the bytes that a text of JSON stands for."""
-    try:
-        return base64.b64decode("".join(typed(text, str, "An encoded image").split()), validate=True)
-    except ValueError as error:
-        raise error if isinstance(error, TensorError) else TensorError("An encoded image is not in base64.") from None
 
 
 def compute(arrays: Arrays) -> list[np.ndarray]:

@@ -151,11 +151,17 @@ def is_encoded(value: Any) -> bool:
 
 
 def from_base64(text: Any) -> bytes:
-    """Return the bytes that a text of JSON stands for."""
+    """Return the bytes that a text of JSON stands for: base64 in either alphabet, padded or not, or a data URI."""
+    text = "".join(typed(text, str, "An encoded image").split())
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise TensorError("An encoded image is a data URI that is not in base64.")
+    text = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode("".join(typed(text, str, "A value in base64").split()), validate=True)
-    except ValueError as error:
-        raise error if isinstance(error, TensorError) else TensorError("An encoded value is not in base64.") from None
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        raise TensorError("An encoded image is not in base64.") from None
 
 
 def from_memory(data: memoryview, shape: list[int], tensor: Tensor) -> np.ndarray:

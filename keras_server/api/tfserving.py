@@ -17,13 +17,12 @@ from keras_server.api.inference import (
     check_names,
     check_rows,
     compute,
-    from_base64,
     from_image,
     protocol,
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.tensors import DATATYPES, TensorError, from_lists, shape_of, short, to_lists, typed
+from keras_server.api.tensors import DATATYPES, TensorError, from_base64, from_lists, shape_of, short, to_lists, typed
 from keras_server.models.spec import Tensor
 
 routes = protocol("tfserving")

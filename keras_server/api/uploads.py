@@ -1,41 +1,156 @@
-"""The pictures in a request, and their way to the array that the model takes."""
+"""The pictures in a request, however its client has packed them, and their way to the array that the model takes."""
 
 from __future__ import annotations
 
+import json
+import re
+from typing import NamedTuple, NoReturn
+
 import flask
 import numpy as np
+from werkzeug.http import parse_options_header
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from keras_server import telemetry
+from keras_server.api.bodies import read_body
 from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.images import open_image
+from keras_server.api.tensors import from_base64, in_words
+from keras_server.images import ImageError, open_image
 from keras_server.ticket import TICKET
+
+HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
+ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
+# What clients write, or leave out, where nobody told them which type the body has.
+UNSAID = ("", "*/*", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
+MOST_PARTS = 1000  # of a form
+
+
+class Part(NamedTuple):
+    """A part of a form."""
+
+    field: str
+    filename: str
+    content: bytes
 
 
 def read_uploads() -> list[tuple[str, bytes]]:
-    """Return the names and contents of the request's images, from a form or as the whole body."""
+    """Return the names and contents of the request's images: of a form, of JSON, or the whole body."""
     spec, settings = current_model().spec, current_settings()
     if spec.kind == "none":
         flask.abort(400, spec.reason)
-    request, kind = flask.request, flask.request.mimetype
+    kind, data = flask.request.mimetype, read_body()
     if kind == "multipart/form-data":
-        files = request.files.getlist("image")
-        if "image" in request.form:
-            flask.abort(400, "The field 'image' holds text instead of a file: with curl, write -F image=@dog.jpg.")
-        uploads = [(file.filename or "", file.read()) for file in files]
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        uploads = [("", request.get_data(cache=False))]
-    elif kind or request.content_length:
-        flask.abort(415, "Send the image as the form field 'image' (multipart/form-data), or as the whole body with "
-                    "Content-Type: image/jpeg.")  # fmt: skip
+        uploads = from_form(data)
+    elif kind == "application/json":
+        uploads = from_json(data)
+    elif kind.startswith("image/") or (kind in UNSAID and (kind.endswith("octet-stream") or is_picture(data))):
+        uploads = [("", data)]
+    elif not data and not kind:
+        flask.abort(400, f"There is no image: {HOW}.")
     else:
-        uploads = []
-    if not uploads:
-        flask.abort(400, "There is no image: send one as the form field 'image', as in curl -F image=@dog.jpg.")
+        flask.abort(415, "Send the image as the form field 'image' (multipart/form-data), as in curl -F "
+                    "image=@dog.jpg, or as the whole body with Content-Type: image/jpeg.")  # fmt: skip
     if len(uploads) > settings.queue_size:
         flask.abort(400, f"There are {len(uploads)} images: send at most {settings.queue_size} at once.")
     if ticket := TICKET.get():
         ticket.images = len(uploads)
     return uploads
+
+
+def is_picture(data: bytes) -> bool:
+    """Return whether bytes whose type nobody said begin as a picture does."""
+    try:
+        open_image(data, float("inf"))
+    except ImageError:
+        return False
+    return True
+
+
+def from_form(data: bytes) -> list[tuple[str, bytes]]:
+    """Return the images of a form: those called 'image', or the only ones under another name."""
+    parts = [part for part in read_parts(data) if part.content or part.filename]
+    images = [part for part in parts if part.field == "image"]
+    if not images:
+        likely = [part for part in parts if part.filename or is_picture(part.content)]
+        fields = {part.field for part in likely}
+        alike = {field for field in fields if re.fullmatch(r"(?i)images?(\[\d*\])?", field)}
+        chosen = alike if len(alike) == 1 else fields
+        if len(chosen) != 1:
+            refuse_form(parts, likely)
+        images = [part for part in likely if part.field in chosen]
+    return [(part.filename, unwrapped(part)) for part in images]
+
+
+def refuse_form(parts: list[Part], likely: list[Part]) -> NoReturn:
+    """Abort for a form without a field that could be meant."""
+    names = ", ".join(sorted({repr(part.field[:40]) for part in likely or parts})[:8])
+    if likely:
+        flask.abort(400, f"The form has pictures as {names}, and none as 'image': {HOW}.")
+    if parts:
+        flask.abort(400, f"There is no image among the form's fields, which are {names}: {HOW}.")
+    flask.abort(400, f"There is no image: {HOW}.")
+
+
+def unwrapped(part: Part) -> bytes:
+    """Return the bytes of an image that a form holds; a text may stand for them."""
+    if not part.filename and part.content[:5].lower() == b"data:":
+        return from_base64(part.content.decode("latin-1"))
+    if not part.filename and len(part.content) < 1024 and not is_picture(part.content):
+        flask.abort(400, "The field 'image' holds text instead of a file: with curl, write -F image=@dog.jpg.")
+    return part.content
+
+
+def read_parts(data: bytes) -> list[Part]:
+    """Return the parts of a form. Aborts where it is not whole."""
+    boundary = flask.request.mimetype_params.get("boundary", "").encode("latin-1", "replace")
+    if not boundary:
+        flask.abort(400, f"The form's Content-Type names no boundary: {ITSELF}.")
+    if b"--" + boundary not in data:
+        if not data.strip():
+            flask.abort(400, f"There is no image: {HOW}.")
+        flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
+    if b"--" + boundary + b"--" not in data:
+        flask.abort(400, "The form breaks off: its closing boundary is missing. Send it once more.")
+    decoder, parts = MultipartDecoder(boundary, max_parts=MOST_PARTS), list[Part]()
+    decoder.receive_data(data)
+    decoder.receive_data(None)
+    pieces: list[bytes] = []
+    head: Field | File | None = None
+    try:
+        while not isinstance(event := decoder.next_event(), Epilogue | NeedData):
+            if isinstance(event, Field | File):
+                head, pieces = event, []
+            elif isinstance(event, Data) and head:
+                pieces.append(event.data)
+                if not event.more_data:
+                    parts.append(part_of(head, b"".join(pieces)))
+    except ValueError:
+        flask.abort(400, f"The form cannot be read: {HOW}.")
+    return parts
+
+
+def part_of(head: Field | File, content: bytes) -> Part:
+    """Return a part of a form, whose content may be in base64."""
+    coding, _ = parse_options_header(head.headers.get("Content-Transfer-Encoding", ""))
+    if coding.lower() == "base64":
+        content = from_base64(content.decode("latin-1"))
+    return Part(head.name, getattr(head, "filename", "") or "", content)
+
+
+def from_json(data: bytes) -> list[tuple[str, bytes]]:
+    """Return the images of a JSON object, in base64 or as data URIs: "image", or a list of "images"."""
+    asked = 'send {"image": BASE64}, or {"images": [BASE64, ...]}'
+    try:
+        with current_app().decoder():  # few at a time, for objects take many times the memory of their text
+            content = json.loads(data)
+    except (ValueError, RecursionError):
+        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {asked}.")
+    if not isinstance(content, dict) or len(content.keys() & {"image", "images"}) != 1:
+        flask.abort(400, f"The JSON has no image: {asked}.")
+    texts = content["images"] if "images" in content else [content["image"]]
+    if not isinstance(texts, list) or not texts:
+        flask.abort(400, f"'images' has to be a list, and {in_words(texts)} came: {asked}.")
+    return [("", from_base64(text)) for text in texts]
 
 
 def decode(data: bytes) -> np.ndarray:

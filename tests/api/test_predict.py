@@ -1,8 +1,11 @@
 """POST /predict: the contract's table, row by row, through Flask's test client and a fake model."""
 
+import base64
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -138,7 +141,6 @@ def test_too_many_pixels(client: FlaskClient, setting: Callable[..., None]) -> N
 def test_no_image(client: FlaskClient, dog: bytes) -> None:
     for answer in (
         client.post("/predict"),
-        client.post("/predict", data=form((dog, "dog.jpg"), field="file")),
         client.post("/predict", data=form(field="image", other="text"), content_type="multipart/form-data"),
         client.post("/predict", data=b"x", content_type="multipart/form-data"),  # no boundary
     ):
@@ -152,7 +154,7 @@ def test_image_as_text(client: FlaskClient) -> None:
     assert "@" in answer.json["error"]
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json", "text/plain", "video/mp4"])
+@pytest.mark.parametrize("kind", ["text/plain", "video/mp4", "multipart/mixed", "application/xml"])
 def test_other_content_types(client: FlaskClient, dog: bytes, kind: str) -> None:
     answer = client.post("/predict", data=dog, content_type=kind)
     assert answer.status_code == 415
@@ -266,3 +268,130 @@ def test_index_says_how_to_post(client: FlaskClient) -> None:
     assert answer.status_code == 200
     assert answer.mimetype == "text/html"
     assert "resnet50" in answer.text
+
+
+# As clients write them
+
+
+def parts(*rows: tuple[str, bytes], boundary: str = "XbX", end: bool = True, eol: bytes = b"\r\n") -> bytes:
+    """Return a form by hand, whose rows are the lines before a part's content, and that."""
+    mark = b"--" + boundary.encode()
+    pieces = [mark + eol + head.replace("\n", "\r\n").encode() + 2 * b"\r\n" + content for head, content in rows]
+    return eol.join([*pieces, mark + b"--" + eol if end else b""])
+
+
+FORM = "multipart/form-data; boundary=XbX"
+TAKEN: dict[str, tuple[str, str | None]] = {
+    "no file name, a type": ('name="image"', "image/jpeg"),
+    "no file name, no type": ('name="image"', None),
+    "no file name, octet-stream": ('name="image"', "application/octet-stream"),
+    "an empty file name": ('name="image"; filename=""', "image/jpeg"),
+    "unquoted": ("name=image; filename=dog.jpg", "image/jpeg"),
+    "only filename*": ("name=\"image\"; filename*=UTF-8''h%C3%BCnd.jpg", "image/jpeg"),
+    "field file": ('name="file"; filename="dog.jpg"', "image/jpeg"),
+    "field image[]": ('name="image[]"; filename="dog.jpg"', "image/jpeg"),
+    "field images": ('name="images"; filename="dog.jpg"', "image/jpeg"),
+    "field Image": ('name="Image"; filename="dog.jpg"', "image/jpeg"),
+    "field photo, without a file name": ('name="photo"', None),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_lone_picture_is_taken_whatever_its_part_says(client: FlaskClient, dog: bytes, name: str) -> None:
+    disposition, kind = TAKEN[name]
+    head = f"Content-Disposition: form-data; {disposition}" + (f"\nContent-Type: {kind}" if kind else "")
+    text = ("Content-Disposition: form-data; name=comment", b"my dog")
+    for rows in ([(head, dog)], [text, (head, dog)], [(head, dog), text]):
+        answer = client.post("/predict?top=1", data=parts(*rows), content_type=FORM)
+        assert answer.status_code == 200, answer.text
+        assert answer.json["predictions"][0]["label"] == "German_shepherd"
+
+
+def test_several_pictures_under_another_name_are_several(client: FlaskClient, dog: bytes) -> None:
+    rows = [(f'Content-Disposition: form-data; name="images[]"; filename="{n}.jpg"', dog) for n in range(3)]
+    answer = client.post("/predict", data=parts(*rows), content_type=FORM)
+    assert [result["filename"] for result in answer.json["results"]] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_a_part_in_base64_and_one_as_a_data_uri(client: FlaskClient, dog: bytes, model: FakeModel) -> None:
+    text = base64.encodebytes(dog)
+    head = 'Content-Disposition: form-data; name="image"'
+    for row in (
+        (f"{head}; filename=dog.jpg\nContent-Transfer-Encoding: BASE64", text),
+        (head, b"data:image/jpeg;base64," + base64.b64encode(dog)),
+    ):
+        assert client.post("/predict", data=parts(row), content_type=FORM).status_code == 200
+    assert np.array_equal(model.batches[0], model.batches[1])
+
+
+HEAD = 'Content-Disposition: form-data; name="image"; filename="dog.jpg"'
+FLAWS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
+    "no boundary": (lambda dog: parts((HEAD, dog)), "multipart/form-data", "names no boundary"),
+    "another boundary": (lambda dog: parts((HEAD, dog)), "multipart/form-data; boundary=other", "not divided by the boundary"),
+    "no end": (lambda dog: parts((HEAD, dog), end=False), FORM, "closing boundary is missing"),
+    "cut": (lambda dog: parts((HEAD, dog))[:2000], FORM, "closing boundary is missing"),
+    "no part": (lambda dog: b"--XbX--\r\n", FORM, "There is no image"),
+    "other fields": (lambda dog: parts(("Content-Disposition: form-data; name=a", b"1"),
+                                       ("Content-Disposition: form-data; name=b", b"2")), FORM, "which are 'a', 'b'"),
+    "two candidates": (lambda dog: parts((HEAD.replace("image", "left"), dog), (HEAD.replace("image", "right"), dog)),
+                       FORM, "pictures as 'left', 'right', and none as 'image'"),
+    "an empty file": (lambda dog: parts((HEAD, b"")), FORM, "The file is empty"),
+    "text": (lambda dog: parts((HEAD.partition("; filename")[0], b"dog.jpg")), FORM, "holds text instead of a file"),
+    "not JSON": (lambda dog: dog, "application/json", "not JSON"),
+    "JSON without an image": (lambda dog: b"{}", "application/json", "The JSON has no image"),
+    "JSON with both": (lambda dog: b'{"image": "", "images": []}', "application/json", "The JSON has no image"),
+    "a list": (lambda dog: b"[]", "application/json", "The JSON has no image"),
+    "a number": (lambda dog: b'{"image": 7}', "application/json", "has to be text, and 7 came"),
+    "no images": (lambda dog: b'{"images": []}', "application/json", "has to be a list"),
+    "not base64": (lambda dog: b'{"image": "%%%"}', "application/json", "not in base64"),
+    "a data URI of text": (lambda dog: b'{"image": "data:text/plain,hello"}', "application/json", "data URI that is not in base64"),
+    "a typed form": (lambda dog: b"image=dog.jpg", "application/x-www-form-urlencoded", "-F image=@dog.jpg"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAWS)
+def test_what_is_wrong_with_a_body_is_said(client: FlaskClient, dog: bytes, name: str) -> None:
+    make, kind, words = FLAWS[name]
+    answer = client.post("/predict", data=make(dog), content_type=kind)
+    assert answer.status_code == (415 if name == "a typed form" else 400)
+    assert words in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "*/*", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"]
+)
+def test_a_picture_is_taken_where_its_type_is_not_said(client: FlaskClient, dog: bytes, kind: str | None) -> None:
+    assert client.post("/predict", data=dog, content_type=kind).status_code == 200
+
+
+def test_json_holds_one_picture_or_several(client: FlaskClient, dog: bytes, model: FakeModel) -> None:
+    plain = base64.b64encode(dog).decode()
+    forms = [plain, plain.rstrip("="), base64.urlsafe_b64encode(dog).decode(), "data:image/jpeg;base64," + plain,
+             "\n".join(plain[i : i + 76] for i in range(0, len(plain), 76))]  # fmt: skip
+    for text in forms:
+        assert client.post("/predict", json={"image": text}).json["predictions"][0]["label"] == "German_shepherd"
+    answer = client.post("/predict?top=1", json={"images": [*forms, "AAAA"]}).json
+    assert [result["success"] for result in answer["results"]] == [True] * len(forms) + [False]
+    assert all(np.array_equal(batch[0], model.batches[0][0]) for batch in model.batches)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_bodies_may_be_compressed(client: FlaskClient, dog: bytes, coding: str, setting: Callable[..., None]) -> None:
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress}[coding]
+    headers = {"Content-Encoding": coding}
+    for data, kind in ((dog, "image/jpeg"), (parts((HEAD, dog)), FORM)):
+        assert client.post("/predict", data=pack(data), content_type=kind, headers=headers).status_code == 200
+    answer = client.post("/predict", data=dog, content_type="image/jpeg", headers=headers)
+    assert answer.status_code == 400
+    assert f"not {coding}" in answer.json["error"]
+    assert answer.json["success"] is False
+    setting(max_upload_mb=0.01)
+    answer = client.post("/predict", data=pack(bytes(10**6)), content_type="image/jpeg", headers=headers)
+    assert answer.status_code == 413
+
+
+def test_a_form_of_very_many_parts_is_refused(client: FlaskClient) -> None:
+    rows = [(f"Content-Disposition: form-data; name=f{n}", b"") for n in range(1001)]
+    answer = client.post("/predict", data=parts(*rows), content_type=FORM)
+    assert answer.status_code == 400
+    assert "too many fields" in answer.json["error"]

@@ -1,0 +1,34 @@
+"""The bytes of a request's body, unpacked where it is compressed."""
+
+from __future__ import annotations
+
+import zlib
+
+import flask
+
+from keras_server.api.context import body_limit, current_settings
+from keras_server.api.tensors import TensorError, short
+
+
+def read_body() -> bytes:
+    """Return the request's body, unpacked where it is compressed, and never larger than the server takes."""
+    request = flask.request
+    if (size := request.content_length) is None or size > body_limit(current_settings()):
+        data = request.get_data(cache=False)
+    else:  # in one piece, where werkzeug would copy it piece by piece
+        data = request.environ["wsgi.input"].read(size)
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding == "identity":
+        return data
+    if coding not in ("gzip", "deflate"):
+        raise TensorError(f"The server cannot unpack {short(coding)}: take gzip, deflate or none.", 415)
+    unpacker = zlib.decompressobj(wbits=47)  # tells gzip and deflate apart itself
+    try:
+        data = unpacker.decompress(data, body_limit(current_settings()) + 1)
+    except zlib.error:
+        raise TensorError(f"The body is not {coding}, although its Content-Encoding says so.") from None
+    if len(data) > body_limit(current_settings()):
+        raise TensorError(f"Unpacked, the body is larger than {current_settings().max_upload_mb:g} MiB.", 413)
+    if not unpacker.eof or unpacker.unused_data:
+        raise TensorError(f"The body is not one whole stream of {coding}.")
+    return data
