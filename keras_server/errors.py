@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from keras_server.ticket import Ticket
 
 OVERLOADED = "The server has more to do than it can: try again in a moment."
+CLIENT_LEFT = "The connection was closed, or its sending half, before the answer was ready: keep it open."
 TOO_LATE = "The answer was not ready in time: try again, or with fewer images."
 TOO_LARGE = "The request is larger than the {:g} MiB that this server takes: send a smaller picture."
 FAILED = "The server failed on this request; its log says why, under {}."

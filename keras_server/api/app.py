@@ -21,7 +21,16 @@ from keras_server.api.context import (
     current_settings,
 )
 from keras_server.api.tensors import TensorError
-from keras_server.errors import FAILED, NOT_LOADED, OVERLOADED, TOO_LARGE, TOO_LATE, common_headers, error_body
+from keras_server.errors import (
+    CLIENT_LEFT,
+    FAILED,
+    NOT_LOADED,
+    OVERLOADED,
+    TOO_LARGE,
+    TOO_LATE,
+    common_headers,
+    error_body,
+)
 from keras_server.models.batcher import Overdue, QueueFull
 from keras_server.models.registry import NotLoaded, UnknownModel
 from keras_server.settings import Settings
@@ -105,7 +114,7 @@ def answer_error(error: Exception) -> flask.Response:
     elif isinstance(error, TensorError):
         status, sentence = error.status, str(error)
     elif isinstance(error, Overdue):
-        status, sentence = 504, TOO_LATE
+        status, sentence = (499, CLIENT_LEFT) if flask.g.ticket.gone else (504, TOO_LATE)
     else:
         log.error("Request %s failed", flask.g.ticket.id, exc_info=error)
         status, sentence = 500, FAILED.format(flask.g.ticket.id)

@@ -16,6 +16,7 @@ from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec, Tensor
 from keras_server.settings import Settings
+from keras_server.ticket import Ticket
 
 
 class Times:
@@ -160,3 +161,15 @@ def test_no_answer_of_a_model_ends_its_thread(answer: Any, monkeypatch: pytest.M
     assert client.post("/predict", data=white, content_type="image/png").json["predictions"][0]["probability"] == 1
     assert client.get("/readyz").status_code == 200
     assert "failed" in caplog.text
+
+
+def test_who_has_left_is_not_told_that_it_took_too_long(client: FlaskClient) -> None:
+    ticket = Ticket(30)
+    ticket.gone = True
+    data = encode(Image.new("RGB", (8, 8)))
+    answer = client.post("/predict", data=data, content_type="image/png", environ_overrides={"ticket": ticket})
+    assert answer.status_code == 499
+    assert "keep it open" in answer.json["error"]
+    late = client.post("/predict", data=data, content_type="image/png", environ_overrides={"ticket": Ticket(0)})
+    assert late.status_code == 504
+    assert "not ready in time" in late.json["error"]
