@@ -37,6 +37,30 @@ def is_saved_model(path: Path) -> bool:
     return (path / "saved_model.pb").is_file()
 
 
+def kind_of(path: Path) -> str:
+    """Return what a file or folder is that is no model of Keras, for a sentence."""
+    if path.is_dir():
+        if (path / "checkpoint").is_file():
+            return "a folder of checkpoints, which are only weights"
+        return "a folder without saved_model.pb, or versions of it in folders 1, 2, ..."
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "empty"
+    kinds = {
+        "cut off or damaged, a zip archive without its end": head.startswith(b"PK"),
+        "a model of TensorFlow Lite": head[4:8] == b"TFL3",
+        "a model of ONNX": path.suffix.lower() == ".onnx",
+        "a frozen graph of TensorFlow 1": path.suffix.lower() == ".pb",
+        "a pickle": head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"),
+        "a model of OpenVINO": path.suffix.lower() == ".xml",
+        "a picture": head.startswith((b"\xff\xd8\xff", b"\x89PNG")),
+    }
+    return next(
+        (kind for kind, holds in kinds.items() if holds), "neither a zip archive nor HDF5, as Keras writes them"
+    )
+
+
 def newest_version(path: Path) -> Path | None:
     """Return the newest of a model's versions, laid out as TensorFlow Serving has them: NAME/1, NAME/2."""
     versions = [folder for folder in path.iterdir() if folder.name.isdecimal() and is_saved_model(folder)]
@@ -144,6 +168,8 @@ def check_archive(path: Path) -> None:
     inside = next((name for name in names if re.search(r"\.(keras|h5|hdf5)$", name)), None)
     if inside and "weights" not in inside:
         raise StartupError(f"{path} is an archive with {inside} inside: unpack it, and serve that file.")
+    if any(name.endswith("data.pkl") for name in names):
+        raise StartupError(f"{path} is a model of PyTorch, which Keras does not read: export it from there to Keras.")
     if inside:
         raise StartupError(f"{path} holds only weights, without the model that they belong to.")
     raise StartupError(f"{path} is a zip archive without a Keras model in it: save one with model.save('name.keras').")

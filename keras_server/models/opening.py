@@ -157,7 +157,8 @@ def describe(source: Source, keras_model: Any) -> Spec:
         batches = {t.shape[0] for t in keras_model.inputs}
     except (AttributeError, TypeError, ValueError, IndexError):
         raise StartupError(
-            f"{source.name} does not know the shape of its input: call it on a batch, then save it again."
+            f"{source.name} does not know the shape of its input: call it on a batch before you save it or, if its class "
+            "is your own, export it with model.export(FOLDER)."
         ) from None
     loss = source.loss
     meanings = tuple(

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_server.images import PREPROCESS
 from keras_server.models.errors import DownloadError, StartupError
-from keras_server.models.files import is_model_file, is_saved_model, load_file, newest_version, training_loss
+from keras_server.models.files import is_model_file, is_saved_model, kind_of, load_file, newest_version, training_loss
 from keras_server.models.tracing import import_keras, reason_of
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.keras"
@@ -37,7 +37,9 @@ class Source:
         if self.path and self.path.is_dir() and not is_saved_model(self.path):
             self.path = newest_version(self.path) or self.path
         if self.path and not (is_saved_model(self.path) or is_model_file(self.path)):
-            raise StartupError(f"{self.path} is not a Keras model: save one with model.save('name.keras').")
+            raise StartupError(
+                f"{self.path} is not a Keras model, but {kind_of(self.path)}: save one with model.save('name.keras')."
+            )
 
     @property
     def loss(self) -> tuple[str, bool]:

@@ -85,6 +85,63 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(name: str) -> None:
     assert str(error.value).endswith(".")
 
 
+OTHER_FILES: dict[str, tuple[str, bytes]] = {
+    "but empty": ("m.keras", b""),
+    "neither a zip archive nor HDF5": ("m.keras", b"hello"),
+    "cut off or damaged": ("m.keras", (DATA / "silu.keras").read_bytes()[:-300]),
+    "a model of TensorFlow Lite": ("m.keras", b"\x1c\0\0\0TFL3" + bytes(50)),
+    "a model of ONNX": ("m.onnx", b"\x08\x07"),
+    "a frozen graph": ("m.pb", b"\n\x10"),
+    "a pickle": ("m.keras", b"\x80\x04\x95"),
+    "Bad CRC-32": (
+        "m.keras",
+        (lambda d: d[:2000] + bytes([d[2000] ^ 255]) + d[2001:])((DATA / "silu.keras").read_bytes()),
+    ),
+    "truncated file": ("m.h5", (DATA / "agegender.h5").read_bytes()[:5000]),
+}
+
+
+@pytest.mark.parametrize("words", OTHER_FILES)
+def test_files_of_other_kinds_are_told_apart(words: str, tmp_path: Path) -> None:
+    name, content = OTHER_FILES[words]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StartupError, match=words) as error:
+        open_file(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_without_a_model_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "checkpoint").write_text("model_checkpoint_path: x")
+    for name, words in (("empty", "without saved_model.pb"), ("weights", "only weights")):
+        with pytest.raises(StartupError, match=words):
+            open_file(tmp_path / name)
+
+
+def test_a_model_of_an_own_class_is_told_how_to_be_saved(tmp_path: Path) -> None:
+    keras = import_keras()
+
+    @keras.saving.register_keras_serializable("tests")
+    class Own(keras.Model):
+        def __init__(self, **more: Any):
+            super().__init__(**more)
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    own = Own()
+    rows = np.ones((2, 4), np.float32)
+    right = np.asarray(own(rows))
+    own.save(tmp_path / "own.keras")
+    with pytest.raises(StartupError, match="export it with"):
+        open_file(tmp_path / "own.keras")
+    own.export(tmp_path / "exported", verbose=False)
+    engine, _ = open_file(tmp_path / "exported")
+    np.testing.assert_allclose(engine([rows])[0], right, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(UNSAFE))
 def test_code_in_a_file_is_not_run_unless_allowed(name: str) -> None:
     with pytest.raises(StartupError, match="--unsafe-model"):
