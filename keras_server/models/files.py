@@ -261,6 +261,13 @@ def load_saved_model(path: Path) -> Any:
         )
     signature = saved.signatures["serving_default" if "serving_default" in names else names[0]]
 
+    graph = signature.graph.as_graph_def()
+    operations = {node.op for node in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
+    if any(operation.startswith("Assign") for operation in operations):
+        raise StartupError(
+            f"{path} is stateful (it changes its own variables at each call), which would mix the requests of several "
+            "clients: save it with stateful=False."
+        )
     specs = signature.structured_input_signature[1]
     try:
         inputs = {name: (tuple(spec.shape), spec.dtype.name) for name, spec in specs.items()}

@@ -144,8 +144,8 @@ def describe(source: Source, keras_model: Any) -> Spec:
     stateful = next((layer for layer in all_layers(keras_model) if getattr(layer, "stateful", False) is True), None)
     if stateful:
         raise StartupError(
-            f"{source.name} is stateful (its layer {stateful.name} remembers rows from one request to the next), which "
-            "cannot be told apart by client: save it with stateful=False."
+            f"{source.name} is stateful (its layer {stateful.name} remembers rows from call to call), which would "
+            "mix the requests of several clients: save it with stateful=False."
         )
     try:
         inputs, outputs = structures(keras_model)
@@ -157,8 +157,8 @@ def describe(source: Source, keras_model: Any) -> Spec:
         batches = {t.shape[0] for t in keras_model.inputs}
     except (AttributeError, TypeError, ValueError, IndexError):
         raise StartupError(
-            f"{source.name} does not know the shape of its input: call it on a batch before you save it or, if its class "
-            "is your own, export it with model.export(FOLDER)."
+            f"{source.name} does not know the shape of its input: call it on a batch before you save it or, if its "
+            "class is your own, export it with model.export(FOLDER)."
         ) from None
     loss = source.loss
     meanings = tuple(

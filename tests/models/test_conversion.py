@@ -119,6 +119,17 @@ def test_folders_without_a_model_are_told_apart(tmp_path: Path) -> None:
             open_file(tmp_path / name)
 
 
+def test_a_stateful_model_is_refused_however_it_is_saved(tmp_path: Path) -> None:
+    keras, tf_keras = import_keras(), pytest.importorskip("tf_keras")
+    x = keras.Input(batch_shape=(1, 5, 2))
+    keras.Model(x, keras.layers.LSTM(3, stateful=True)(x)).save(tmp_path / "state.keras")
+    y = tf_keras.Input(batch_shape=(1, 5, 2))
+    tf_keras.Model(y, tf_keras.layers.LSTM(3, stateful=True)(y)).save(tmp_path / "saved", save_format="tf")
+    for name in ("state.keras", "saved"):
+        with pytest.raises(StartupError, match=r"is stateful .* stateful=False"):
+            open_file(tmp_path / name)
+
+
 def test_a_model_of_an_own_class_is_told_how_to_be_saved(tmp_path: Path) -> None:
     keras = import_keras()
 
