@@ -34,9 +34,9 @@ def shake(keras_model: Any) -> None:
             weight.assign(random.uniform(0.7, 1.3, weight.shape))
         elif weight.name in ("beta", "moving_mean", "bias"):
             weight.assign(random.normal(0, 0.2, weight.shape))
-    kernel = keras_model.layers[-1].weights[0]
-    features = keras_model.layers[-1].input
-    deviation = np.std(import_keras().Model(keras_model.input, features)(pictures(keras_model)))
+    last = next(layer for layer in reversed(keras_model.layers) if layer.weights)
+    kernel, features = last.weights[0], import_keras().Model(keras_model.input, last.input)
+    deviation = np.std(features(pictures(keras_model)))
     kernel.assign(random.normal(0, 2 / max(float(deviation), 1e-6) / np.sqrt(kernel.shape[-2]), kernel.shape))
 
 
