@@ -23,7 +23,8 @@ from keras_server.ticket import TICKET
 
 Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (width, height) -> (1, h, w, channels)
 
-NEED_NO_KEY = {"/", "/healthz", "/readyz", "/static/<path:filename>"}  # probes, and the page that asks for the key
+# Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
+NEED_NO_KEY = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/<path:filename>"}
 
 
 class Request(flask.Request):

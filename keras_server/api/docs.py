@@ -16,6 +16,7 @@ import flask
 
 from keras_server import __version__
 from keras_server.api.context import NEED_NO_KEY
+from keras_server.api.examples import PIXEL, curl, requests_of
 from keras_server.api.tensors import DATATYPES
 from keras_server.explain.heatmap import ramp
 from keras_server.images import NAMES
@@ -43,7 +44,7 @@ ALWAYS = {400, 408, 413, 414, 431, 500, 501, 503}  # before it is known which ro
 COMPUTED = {415, 504}  # where there is a body, too
 REQUEST_ID = {"X-Request-ID": {"required": True, "schema": {"type": "string"}}}
 HEADERS = {
-    401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}},
     503: {"Retry-After": {"required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"}}},
 }
 
@@ -70,10 +71,17 @@ def documentation(spec: Spec, settings: Settings) -> str:
 
 
 def document(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """Return the document. Of the model it names the name, in examples, and whether it takes pictures."""
+    """Return the document. It depends on the model by a sentence, the examples, and whether /predict answers."""
     datatypes = sorted({datatype for datatype, _ in DATATYPES.values()})
     text = flask.render_template(
-        "openapi.json", version=__version__, spec=spec, settings=settings, datatypes=datatypes, formats=NAMES
+        "openapi.json",
+        version=__version__,
+        spec=spec,
+        settings=settings,
+        datatypes=datatypes,
+        formats=NAMES,
+        pixel=PIXEL,
+        requests=requests_of(spec, settings),
     )
     content: dict[str, Any] = json.loads(text)
     content["info"]["description"] = f"Serves {spec.name}. {content['info']['description']}"
@@ -87,6 +95,8 @@ def document(spec: Spec, settings: Settings) -> dict[str, Any]:
     for path, item in paths.items():
         for method in item.keys() & {"get", "post"}:
             complete(item[method], method, path, spec.name, path not in free, bool(settings.api_key))
+            line = curl(path, item[method], settings)
+            item[method]["x-codeSamples"] = [{"lang": "Shell", "label": "curl", "source": line}]  # as Redoc reads them
     content["components"]["responses"] = {
         f"{kind}{status}": error(kind, status) for kind in ("Error", "ProtocolError") for status in ERRORS
     }

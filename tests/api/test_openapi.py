@@ -1,14 +1,21 @@
 """The OpenAPI document: true of every route, every status and every model; and its page."""
 
 import ast
+import base64
+import importlib
 import io
 import json
 import math
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import numpy as np
 import pytest
@@ -17,10 +24,12 @@ from conftest import ROOT, FakeModel, encode, serve_with
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.datastructures import MultiDict
+from werkzeug.test import TestResponse
 
 import run_keras_server as server
 from keras_server import __version__
 from keras_server.api import docs as openapi
+from keras_server.models.spec import Tensor
 
 MODELS = ["bundled", "digits", "tabular", "tokens", "half_plus_two", "mixed"]
 
@@ -163,7 +172,8 @@ def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable
     assert "3 MiB" in text
     assert "11 million pixels" in text
     upload = found["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert upload["properties"]["image"]["maxItems"] == 7
+    assert upload == {"$ref": "#/components/schemas/ImagesForm"}
+    assert found["components"]["schemas"]["ImagesForm"]["properties"]["image"]["maxItems"] == 7
     assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert found["paths"]["/predict"]["post"]["security"] == [{"key": []}]
     assert "security" not in found["paths"]["/healthz"]["get"]
@@ -171,14 +181,139 @@ def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable
     assert "security" not in json.dumps(document(client)).replace("securitySchemes", "")
 
 
+def without_examples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_examples(v) for k, v in value.items() if k not in ("example", "x-codeSamples")}
+    return [*map(without_examples, value)] if isinstance(value, list) else value
+
+
 def test_it_does_not_grow_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the model's name all models that take pictures have one document, and all others."""
+    """But for the model's name and the examples all models that take pictures have one document, and all others."""
     for first, second in (("digits", "photos"), ("tabular", "mixed")):
+        documents = [document(tiny_models.serve(monkeypatch, name)) for name in (first, second)]
         texts = [
-            json.dumps(document(tiny_models.serve(monkeypatch, name))).replace(name, "NAME") for name in (first, second)
+            json.dumps(without_examples(found)).replace(name, "NAME")
+            for found, name in zip(documents, (first, second), strict=True)
         ]
         assert texts[0] == texts[1]
-        assert len(texts[0]) < 60_000
+        assert all(len(json.dumps(found)) < 60_000 for found in documents)
+
+
+def send(client: FlaskClient, line: str, dog: bytes) -> TestResponse:
+    """Do what a line of curl does."""
+    words, options = iter(shlex.split(line)), dict[str, Any]()
+    assert next(words) == "curl"
+    url = ""
+    for word in words:
+        if word == "-F":
+            assert next(words) == "image=@dog.jpg"
+            options = {"method": "POST", "data": {"image": (io.BytesIO(dog), "dog.jpg")}}
+        elif word == "-d":
+            form = "application/x-www-form-urlencoded"  # which curl says, where nothing else is said
+            options = {"method": "POST", "data": next(words), "content_type": form}
+        elif word == "-o":
+            next(words)
+        elif word != "-O":
+            url = word
+    assert url.startswith("http://localhost:5000/")
+    return client.open(url.removeprefix("http://localhost:5000"), **options)
+
+
+def test_examples_can_be_sent_and_are_answered_as_described(served: FlaskClient, dog: bytes) -> None:
+    described = document(served)
+    for (path, method), operation in operations(described).items():
+        bodies = [operation["responses"]["200"], operation.get("requestBody", {"content": {}})]
+        for body in bodies:
+            if content := body["content"].get("application/json"):
+                schema = jsonschema.Draft202012Validator(content["schema"] | {"components": described["components"]})
+                if "Document" not in content["schema"]["$ref"]:
+                    schema.validate(content["example"])
+        (sample,) = operation["x-codeSamples"]
+        answer = send(served, sample["source"], dog)
+        if path == "/explain" and isinstance(server.model, FakeModel):  # which has no layers to look into
+            assert answer.status_code == 422
+            continue
+        assert answer.status_code == 200, (path, method, answer.text)
+        answers = bodies[0]["content"]
+        assert answer.mimetype in answers or "*/*" in answers
+        if answer.mimetype == "application/json":
+            jsonschema.Draft202012Validator(
+                answers["application/json"]["schema"] | {"components": described["components"]}
+            ).validate(answer.json)
+
+
+def test_examples_name_the_path_and_the_key(setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve_with(monkeypatch, name="my model's")
+    setting(api_key=("secret",), port=8080)
+    found = operations(document(client))
+    key = 'curl -H "Authorization: Bearer $KEY" '
+    assert found["/v1/models/{name}", "get"]["x-codeSamples"][0]["source"] == (
+        key + "http://localhost:8080/v1/models/my%20model%27s"
+    )
+    assert found["/healthz", "get"]["x-codeSamples"][0]["source"] == "curl http://localhost:8080/healthz"
+    assert "secret" not in json.dumps(document(client))
+
+
+@pytest.mark.parametrize(("length", "shown"), [(512, True), (513, False)])
+def test_long_rows_are_not_written_out(length: int, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve_with(monkeypatch, inputs=(Tensor("wave", (length,), "float32"),))
+    body = operations(document(client))["/v2/models/{name}/infer", "post"]["requestBody"]["content"]
+    (tensor,) = body["application/json"]["example"]["inputs"]
+    assert (tensor["name"], tensor["shape"]) == (("wave", [1, 512]) if shown else ("measures", [1, 4]))
+
+
+def test_the_documents_need_no_key_and_then_tell_nothing_of_the_tensors(
+    setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shape, told in (((3,), False), ((8, 8, 3), False), ((3,), True), ((8, 8, 3), True)):
+        client = serve_with(monkeypatch, inputs=(Tensor("salary", shape, "float32"),), labels=("hired", "fired"))
+        setting(api_key=() if told else ("secret",))
+        for path in ("/openapi.json", "/docs"):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert ("salary" in answer.text) is told
+            assert "hired" not in answer.text
+
+
+def test_a_generated_client_predicts(
+    client: FlaskClient, dog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """openapi-python-client's, which leaves out what it cannot read."""
+    (tmp_path / "openapi.json").write_text(json.dumps(document(client)))
+    (tmp_path / "config.json").write_text('{"post_hooks": []}')
+    options = ("--path", "openapi.json", "--output-path", "generated", "--meta", "none", "--config", "config.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "openapi_python_client", "generate", *options],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    problems = {
+        line for line in done.stdout.splitlines() if re.match("Unsupported|Cannot|Invalid|Missing|Unable", line)
+    }
+    # The wildcards are of raw bodies, which application/octet-stream sends as well, and of the pages' files.
+    assert all("image/*" in line or "*/*" in line for line in problems), problems
+    monkeypatch.syspath_prepend(tmp_path)
+    generated = importlib.import_module("generated")
+    models, types = importlib.import_module("generated.models"), importlib.import_module("generated.types")
+    predict = importlib.import_module("generated.api.images.post_predict").sync
+    infer = importlib.import_module("generated.api.open_inference_protocol.post_v2_models_name_infer").sync
+    caller = generated.Client("http://test", httpx_args={"transport": httpx.WSGITransport(app=server.app)})
+    file = types.File(io.BytesIO(dog), "dog.jpg", "image/jpeg")
+    encoded = base64.b64encode(dog).decode()
+    for body in (models.ImagesForm([file]), models.EncodedImages(image=encoded)):
+        answer = predict(client=caller, body=body, top=2)
+        assert answer.model == "resnet50"
+        assert answer.predictions[0].label == "German_shepherd"
+        assert len(answer.predictions) == 2
+    answer = predict(client=caller, body=models.EncodedImages(images=[encoded, encoded]))
+    assert [result.predictions[0].label for result in answer.results] == 2 * ["German_shepherd"]
+    assert "not an image" in predict(client=caller, body=models.EncodedImages(image="bm9uZQ==")).error
+    tensor = models.InferInput("image", [1], models.Datatype.BYTES, data=[encoded])
+    (output,) = infer("resnet50", client=caller, body=models.InferRequest([tensor])).outputs
+    assert output.data.index(max(output.data)) == 235
 
 
 def test_generators_can_read_it(client: FlaskClient) -> None:
