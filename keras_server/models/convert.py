@@ -13,6 +13,8 @@ from keras_server.models.tracing import import_keras, reason_of, structures, tra
 
 TOLERANCE = 1e-4  # of an output's size
 ROWS = 3
+# Whole numbers up to here are tried: OpenVINO computes with 32 bits, some of it in float32, and 8 bits without carry.
+LARGEST = {1: 2**7, 2: 2**15, 4: 2**26, 8: 2**40}  # by bytes
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]
 
@@ -113,6 +115,15 @@ def random_input(tensor: Tensor, shape: tuple[int, ...], random: np.random.Gener
     return values.astype(dtype)
 
 
+def large_numbers(array: np.ndarray) -> np.ndarray:
+    """Return an array of the same shape and type with large whole numbers in it; others come back as they are."""
+    if array.dtype.kind not in "iu":
+        return array
+    limits, largest = np.iinfo(array.dtype), LARGEST[array.dtype.itemsize]
+    low, high = max(limits.min, -largest), min(limits.max, 2 * largest)
+    return np.random.default_rng(2).integers(low, high, array.shape, array.dtype, endpoint=True)
+
+
 def sizes_to_try(spec: Spec) -> Iterator[list[tuple[int, ...]]]:
     """Yield shapes of a row for each input, with one length after the other for the axes of any length."""
     lengths = (224, 256, 128, 64, 32, 512) if spec.image else (8, 16, 32, 64, 128, 256, 512, *range(1, 65))
@@ -165,6 +176,8 @@ class Reference:
         if not self.spec.batch:
             for row in range(ROWS):
                 yield [array[row : row + 1] for array in rows]
+        if any(array.dtype.kind in "iu" for array in rows) and not vocabulary(self.model):
+            yield [large_numbers(array) for array in rows]
         if any(None in tensor.shape for tensor in self.spec.inputs):
             longer = [
                 tuple(size if known else size * 2 for known, size in zip(tensor.shape, sizes, strict=True))

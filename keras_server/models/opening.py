@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_server.images import PREPROCESS
 from keras_server.machine import processors
-from keras_server.models.convert import Reference, all_layers, convert, random_input
+from keras_server.models.convert import Reference, all_layers, convert, random_input, random_rows
 from keras_server.models.engines import (
     Engine,
     FixedBatch,
@@ -90,6 +90,8 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
                 raise StartupError(
                     f"{spec.name} cannot be served: its output {tensor.name} has no row for each that goes in."
                 )
+        if not spec.batch:
+            check_row_alone(reference)
     if on_openvino:
         try:
             engine = convert_and_check(keras_model, spec, reference, cache, how)
@@ -101,11 +103,26 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
             log.warning("%s: Keras itself runs it, more slowly.", why)
     if settings.precision == "bfloat16":
         raise StartupError("--precision bfloat16 needs the engine openvino.")
-    keras_engine = KerasEngine(keras_model, settings.max_batch)
+    try:
+        keras_engine = KerasEngine(keras_model, settings.max_batch)
+    except Exception as error:  # noqa: BLE001 - names with blanks, say, which TensorFlow takes in no graph
+        log.warning("%s cannot be traced (%s): Keras calls it layer by layer.", spec.name, reason_of(error))
+        keras_engine = KerasEngine(keras_model, settings.max_batch, traced=False)
     if keras_engine.function and reference and (words := reference.difference(batched(keras_engine, spec))):
         log.warning("Traced, %s answers otherwise (%s): Keras calls it layer by layer.", spec.name, words)
         keras_engine = KerasEngine(keras_model, settings.max_batch, traced=False)
     return keras_engine, replace(spec, engine=keras_engine.name)
+
+
+def check_row_alone(reference: Reference) -> None:
+    """Raise StartupError where an output has not one row for a lone one: as many features as rows may look like it."""
+    spec = reference.spec
+    rows = random_rows(reference.model, spec, reference.sizes)
+    for tensor, output in zip(spec.outputs, reference.predict([array[:1] for array in rows]), strict=True):
+        if len(output) != 1:
+            raise StartupError(
+                f"{spec.name} cannot be served: its output {tensor.name} has no row for each that goes in."
+            )
 
 
 def convert_and_check(
@@ -147,6 +164,12 @@ def describe(source: Source, keras_model: Any) -> Spec:
             f"{source.name} is stateful (its layer {stateful.name} remembers rows from call to call), which would "
             "mix the requests of several clients: save it with stateful=False."
         )
+    for tensor in (*(getattr(keras_model, "inputs", None) or ()), *(getattr(keras_model, "outputs", None) or ())):
+        if 0 in tensor.shape:  # OpenVINO ends the process
+            raise StartupError(
+                f"{source.name} cannot be served: a tensor of shape {tuple(tensor.shape)} goes in or comes out, which "
+                "holds no numbers."
+            )
     try:
         inputs, outputs = structures(keras_model)
         names = tensor_names(keras_model, inputs, outputs)
@@ -173,8 +196,10 @@ def describe(source: Source, keras_model: Any) -> Spec:
 def tensor_names(keras_model: Any, inputs: Any, outputs: Any) -> tuple[list[str], list[str]]:
     """Return the names of the inputs and outputs: those that the model's maker gave, and never a counter of Keras'."""
     keras = import_keras()
-    first = sorted(inputs) if isinstance(inputs, dict) else [t.name for t in keras_model.inputs]
-    if isinstance(outputs, dict):
+    # Of lists in a dict, a key may stand for several tensors.
+    flat = isinstance(inputs, dict) and len(inputs) == len(keras_model.inputs)
+    first = sorted(inputs) if flat else [t.name for t in keras_model.inputs]
+    if isinstance(outputs, dict) and len(outputs) == len(keras_model.outputs):
         last = sorted(outputs)
     elif isinstance(keras_model, keras.Sequential):
         last = [keras_model.layers[-1].name]

@@ -57,6 +57,8 @@ def reason_of(error: BaseException) -> str:
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     text = text.rpartition("Exception encountered: ")[2].partition("\nArguments received by")[0]
+    if text.startswith("in user code:"):  # TensorFlow's traceback
+        text = re.split(r"\n\s*[\w.]*(?:Error|Exception): ", text)[-1]
     lines = [line.strip().removeprefix("-- ") for line in text.splitlines() if line.strip()]
     reasons = [line for line in lines if not line.startswith(NOISE)] or lines or [type(error).__name__]
     return reasons[0][:200]

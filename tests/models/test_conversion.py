@@ -572,3 +572,71 @@ def test_engines_of_several_lanes_answer_alike() -> None:
     for threads in (1, 2, 3):
         engine = OpenVINOEngine(convert(keras_model), "float32", threads, 8)
         np.testing.assert_allclose(engine([rows])[0], np.asarray(keras_model(rows)), atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What OpenVINO computes otherwise, or not at all
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "compute", "expected"),
+    [
+        ("int64", 2**40 + 1, lambda k, x: x * 2, 2**41 + 2),
+        ("int32", 2**25 + 1, lambda k, x: k.ops.mod(x, 1000), 433),
+        ("int32", 2**25 + 3, lambda k, x: k.ops.floor_divide(x, 7), 4793490),
+        ("uint8", 200, lambda k, x: x * 2, 144),
+        ("int8", 100, lambda k, x: x + x, -56),
+    ],
+    ids=["int64", "mod", "divide", "uint8", "int8"],
+)
+def test_whole_numbers_are_computed_as_keras_does(dtype: str, number: int, compute: Any, expected: int) -> None:
+    keras = import_keras()
+    tensor = keras.Input((3,), dtype=dtype)
+    engine, _ = open_model(KerasModel(keras.Model(tensor, compute(keras, tensor))), Settings(cache_dir=""))
+    assert engine([np.full((2, 3), number, dtype)])[0].tolist() == [[expected] * 3] * 2
+
+
+def test_whole_pictures_are_still_converted() -> None:
+    keras = import_keras()
+    layers = [keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
+    assert open_model(KerasModel(keras.Sequential(layers)), Settings(cache_dir=""))[1].engine == "openvino"
+
+
+def test_a_tensor_without_numbers_is_refused() -> None:
+    keras = import_keras()
+    for shape, stop in (((0,), None), ((3,), 0)):
+        tensor = keras.Input(shape)
+        output = keras.layers.Dense(2)(tensor)[:, :stop]
+        with pytest.raises(StartupError, match=r"of shape \(None, 0\) goes in or comes out"):
+            open_model(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
+
+
+def test_as_many_features_as_rows_are_no_rows() -> None:
+    keras = import_keras()
+    tensor = keras.Input((3,))
+    with pytest.raises(StartupError, match="has no row for each that goes in"):
+        open_model(KerasModel(keras.Model(tensor, keras.ops.sum(tensor, 0))), Settings(cache_dir=""))
+
+
+def test_names_with_blanks_are_served_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
+    caplog.set_level("INFO", "keras_server")
+    keras = import_keras()
+    tensor = keras.Input((3,), name="in put")
+    model = keras.Model(tensor, keras.layers.Dense(2, kernel_initializer="ones", name="out put")(tensor))
+    engine, spec = open_model(KerasModel(model), Settings(cache_dir=""))
+    assert [tensor.name for tensor in spec.outputs] == ["out put"]
+    assert engine([np.array([[1, 2, 3]], np.float32)])[0].tolist() == [[6, 6]]
+    assert "'out put' is not a valid scope name" in caplog.text
+
+
+def test_lists_in_a_dict_are_outputs_each() -> None:
+    keras = import_keras()
+    tensor = keras.Input((1,))
+    model = keras.Model(tensor, {"q": [tensor + 1, tensor * 2], "b": {"x": tensor - 3}})
+    engine, spec = open_model(KerasModel(model), Settings(cache_dir=""))
+    assert len(spec.outputs) == 3
+    assert [output.tolist() for output in engine([np.array([[5]], np.float32)])] == [[[2]], [[6]], [[10]]]
