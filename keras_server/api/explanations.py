@@ -55,18 +55,21 @@ def explain() -> ResponseReturnValue:
     return answer, {"Vary": "Accept"}
 
 
-def choose(row: np.ndarray, labels: Sequence[str], wanted: str | None) -> int:
+def choose(row: np.ndarray, labels: Sequence[str], requested: str | None) -> int:
     """Return the class that a request asks for by its label or number, or else the most probable one."""
-    if wanted is None:
+    if requested is None:
         return int(row.argmax())
-    same = [i for i, label in enumerate(labels) if label == wanted]
+    same = [i for i, label in enumerate(labels) if label == requested]
     if same:  # ImageNet has two cranes: the one that /predict shows first is meant
         return max(same, key=lambda i: row[i])
-    if not re.fullmatch("0|[1-9][0-9]{0,8}", wanted) or int(wanted) >= len(row):
-        near = difflib.get_close_matches(wanted[:80].replace(" ", "_"), labels, 1, cutoff=0)[0]
-        flask.abort(400, f"There is no label {wanted[:80]!r}: take one as /predict spells it, such as {near}, or the "
-                         f"number of a class, 0 to {len(row) - 1}.")  # fmt: skip
-    return int(wanted)
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", requested) or int(requested) >= len(row):
+        near = difflib.get_close_matches(requested[:80].replace(" ", "_"), labels, 1, cutoff=0)[0]
+        flask.abort(
+            400,
+            f"There is no label {requested[:80]!r}: take one as /predict spells it, such as {near}, or the number of a "
+            f"class, 0 to {len(row) - 1}.",
+        )
+    return int(requested)
 
 
 def draw(image: Image.Image, heat: np.ndarray) -> bytes:

@@ -65,21 +65,21 @@ def read_request() -> tuple[dict[str, Any], memoryview]:
     end = int(length)
     try:
         with current_app().decoder():  # few at a time, for lists take many times the memory of their text
-            found = json.loads(body[:end], parse_constant=refuse_constant)
+            content = json.loads(body[:end], parse_constant=refuse_constant)
     except RecursionError:
         raise TensorError("The JSON is nested too deeply.") from None
     except ValueError as error:
         raise TensorError(f"The body is not JSON: {error}.") from None
-    return typed(found, dict, "The body"), memoryview(body)[end:]
+    return typed(content, dict, "The body"), memoryview(body)[end:]
 
 
-def check_names(given: Iterable[str]) -> None:
+def check_names(requested: Iterable[str]) -> None:
     """Raise TensorError unless the names are those of the model's inputs."""
-    names, given = [tensor.name for tensor in current_model().spec.inputs], [*given]
+    names, requested = [tensor.name for tensor in current_model().spec.inputs], [*requested]
     for name in names:
-        if name not in given:
+        if name not in requested:
             raise TensorError(f"The input {name} is missing: {current_model().spec.name} takes {', '.join(names)}.")
-    for name in given:
+    for name in requested:
         if name not in names:
             raise TensorError(f"There is no input {short(name)}: {current_model().spec.name} takes {', '.join(names)}.")
 

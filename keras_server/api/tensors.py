@@ -92,18 +92,18 @@ def check_header(shape: list[int], datatype: Any, tensor: Tensor) -> None:
 
 def from_lists(data: Any, shape: list[int], tensor: Tensor) -> np.ndarray:
     """Return the array in lists that are nested as the shape says; -1 stands for any length but none."""
-    flat, found = [data], list[int]()
+    flat, actual = [data], list[int]()
     for length in shape:
         lengths = {len(part) if type(part) is list else 0 for part in flat}
         if len(lengths) > 1:
             raise mismatch(tensor, "lists of different lengths came")
-        found += lengths
-        if not found[-1] or length not in (-1, found[-1]):
+        actual += lengths
+        if not actual[-1] or length not in (-1, actual[-1]):
             raise mismatch(tensor, nesting(data))
         flat = [*itertools.chain.from_iterable(flat)]
     if any(type(value) is list for value in flat):
         raise mismatch(tensor, nesting(data))
-    return from_values(flat, tensor).reshape(found)
+    return from_values(flat, tensor).reshape(actual)
 
 
 def nesting(data: Any) -> str:

@@ -150,10 +150,10 @@ class Repeated(ValueError):
     """A key that stands twice in a JSON object."""
 
 
-def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict. Raises Repeated."""
     result: dict[str, Any] = {}
-    for key, value in found:
+    for key, value in items:
         if key in result:
             raise Repeated(key)
         result[key] = value

@@ -115,13 +115,13 @@ def decide(spec: Spec, settings: Settings) -> Spec:
     return with_activation(spec, settings)
 
 
-def choose_output(spec: Spec, wanted: str) -> int:
+def choose_output(spec: Spec, requested: str) -> int:
     """Return the output that /predict answers from, or -1 where several may be meant. Raises StartupError."""
     names = [tensor.name for tensor in spec.outputs]
-    if wanted:
-        if wanted not in names:
-            raise StartupError(f"--output: {spec.name} has no output {wanted}: it has {', '.join(names)}.")
-        return names.index(wanted)
+    if requested:
+        if requested not in names:
+            raise StartupError(f"--output: {spec.name} has no output {requested}: it has {', '.join(names)}.")
+        return names.index(requested)
     if len(names) == 1:
         return 0
     lists = [i for i, t in enumerate(spec.outputs) if t.meaning in ("probabilities", "logits", "binary logits")]

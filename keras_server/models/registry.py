@@ -62,8 +62,8 @@ class Registry:
         """Return the model of this name, or the default one. Raises NotLoaded, UnknownModel or StartupError."""
         served = self.default()
         if name is not None and name != served.spec.name:
-            wanted, there = json.dumps(name[:80]), json.dumps(served.spec.name)
-            raise UnknownModel(f"There is no model {wanted}: this server has {there}.")
+            requested, there = json.dumps(name[:80]), json.dumps(served.spec.name)
+            raise UnknownModel(f"There is no model {requested}: this server has {there}.")
         return served
 
     def default(self) -> Served:

@@ -22,11 +22,11 @@ BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.
 class Source:
     """A model as the settings name it: an architecture with weights, a file, or a SavedModel folder."""
 
-    def __init__(self, wanted: str, weights: str = "", unsafe: bool = False):
+    def __init__(self, model: str, weights: str = "", unsafe: bool = False):
         """Look whether it can be there at all. Raises StartupError."""
-        is_path = re.search(r"[./\\]", wanted) or Path(wanted).exists()
-        self.path = BUNDLED if wanted == "bundled" else Path(wanted) if is_path else None
-        self.name = reachable(self.path) if self.path else wanted.lower()
+        is_path = re.search(r"[./\\]", model) or Path(model).exists()
+        self.path = BUNDLED if model == "bundled" else Path(model) if is_path else None
+        self.name = reachable(self.path) if self.path else model.lower()
         self.weights, self.unsafe = weights, unsafe
         self.is_architecture = not self.path
         if self.path and weights:
