@@ -90,7 +90,8 @@ def document(spec: Spec, settings: Settings) -> dict[str, Any]:
         if "/models/{name}" in path:  # each version has a path of its own
             paths[path.replace("{name}", "{name}/versions/{version}")] = copy.deepcopy(item)
         elif path in ("/predict", "/explain") and spec.kind == "none":
-            paths[path] = {"description": f"Each request is answered 400 here: {spec.reason}"}
+            reason = "the answer says why." if settings.api_key else spec.reason  # which may tell of tensors
+            paths[path] = {"description": f"Each request is answered 400 here: {reason}"}
     free = {path_of(rule) for rule in NEED_NO_KEY}
     for path, item in paths.items():
         for method in item.keys() & {"get", "post"}:

@@ -275,6 +275,16 @@ def test_the_documents_need_no_key_and_then_tell_nothing_of_the_tensors(
             assert "hired" not in answer.text
 
 
+def test_why_a_model_is_not_predicted_tells_strangers_nothing(
+    setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve_with(monkeypatch, kind="none", reason="Its output salary is no list of classes.")
+    assert "salary" in document(client)["paths"]["/predict"]["description"]
+    setting(api_key=("secret",))
+    assert "salary" not in client.get("/openapi.json").text
+    assert document(client)["paths"]["/predict"]["description"].startswith("Each request is answered 400 here")
+
+
 def test_a_generated_client_predicts(
     client: FlaskClient, dog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
