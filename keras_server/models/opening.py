@@ -131,6 +131,8 @@ def convert_and_check(
     """Return the engine of a converted model that answers as Keras does, and keep it. Raises what is in the way."""
     if any(tensor.dtype == "string" for tensor in (*spec.inputs, *spec.outputs)):
         raise ValueError("it takes or gives text")
+    if any(tensor.dtype == "float64" for tensor in (*spec.inputs, *spec.outputs)):
+        raise ValueError("it takes or gives float64, and OpenVINO computes in float32")
     if not reference:
         raise ValueError("there is no size at which it could be compared with Keras")
     converted = convert(keras_model)

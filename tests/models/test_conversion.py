@@ -597,6 +597,14 @@ def test_whole_numbers_are_computed_as_keras_does(dtype: str, number: int, compu
     assert engine([np.full((2, 3), number, dtype)])[0].tolist() == [[expected] * 3] * 2
 
 
+def test_float64_is_computed_in_float64() -> None:
+    keras = import_keras()
+    tensor = keras.Input((2,), dtype="float64")
+    engine, spec = open_model(KerasModel(keras.Model(tensor, tensor - 1e9)), Settings(cache_dir=""))
+    assert spec.outputs[0].dtype == "float64"
+    assert engine([np.array([[1e9 + 1.5, 1e9]])])[0].tolist() == [[1.5, 0]]
+
+
 def test_whole_pictures_are_still_converted() -> None:
     keras = import_keras()
     layers = [keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
