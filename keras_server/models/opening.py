@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_server.images import PREPROCESS
 from keras_server.machine import processors
-from keras_server.models.convert import Reference, all_layers, convert, random_input, random_rows
+from keras_server.models.convert import Reference, all_layers, convert, differs, random_input, random_rows
 from keras_server.models.engines import (
     Engine,
     FixedBatch,
@@ -115,13 +115,22 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
 
 
 def check_row_alone(reference: Reference) -> None:
-    """Raise StartupError where an output has not one row for a lone one: as many features as rows may look like it."""
+    """Raise StartupError where a row alone has not one row of answers, or others than among others."""
     spec = reference.spec
     rows = random_rows(reference.model, spec, reference.sizes)
-    for tensor, output in zip(spec.outputs, reference.predict([array[:1] for array in rows]), strict=True):
-        if len(output) != 1:
+    alone = reference.predict([array[:1] for array in rows])
+    moved = reference.movement(rows, reference.noise)
+    for tensor, output, together, slack in zip(spec.outputs, alone, reference.noise, moved, strict=True):
+        if len(output) != 1:  # as many features as rows looked like rows
             raise StartupError(
                 f"{spec.name} cannot be served: its output {tensor.name} has no row for each that goes in."
+            )
+        if together.dtype.kind != "f" or slack.max() > np.abs(together).max() / 1000:
+            continue  # an answer that wavers by itself says nothing
+        if differs(np.concatenate([output, together[1:]]), together, np.zeros(())):
+            raise StartupError(
+                f"{spec.name} cannot be served: its output {tensor.name} mixes the rows of a batch, so that the answer "
+                "to one client would depend on what others send meanwhile."
             )
 
 

@@ -597,6 +597,14 @@ def test_whole_numbers_are_computed_as_keras_does(dtype: str, number: int, compu
     assert engine([np.full((2, 3), number, dtype)])[0].tolist() == [[expected] * 3] * 2
 
 
+def test_a_model_that_mixes_rows_is_refused() -> None:
+    keras = import_keras()
+    tensor = keras.Input((4,))
+    for output in (tensor - keras.ops.mean(tensor, axis=0), keras.ops.flip(tensor, axis=0)):
+        with pytest.raises(StartupError, match="mixes the rows of a batch"):
+            open_model(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
+
+
 def test_float64_is_computed_in_float64() -> None:
     keras = import_keras()
     tensor = keras.Input((2,), dtype="float64")
