@@ -18,17 +18,27 @@ FORMATS = {  # what is read: as Pillow calls it, and as people do
 }  # fmt: skip
 NAMES = f"{', '.join([*FORMATS.values()][:-1])} and {[*FORMATS.values()][-1]}"
 
+# How files of these kinds begin, TIFF aside: a file that does and cannot be opened is damaged.
+BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM.{4}\0\0\0\0|....ftyp(avi[fs]|hei[cxms]|hev[cx]|mif1|msf1)",
+    re.DOTALL,
+)
+
 # Kinds of file that people take for pictures, by their first bytes, and that are not read.
 OTHERS = {
     "a JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
     "a JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "an SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
-    "a web page": rb"(?i)\s*(<!doctype html|<html)",
+    "a JPEG-LS": rb"\xff\xd8\xff\xf7",
+    "a JPEG XR": rb"II\xbc\x01",
+    "an SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml.*|<!--.*|<!DOCTYPE svg.*)?<svg",
+    "a web page": rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*-->\s*)?(<!doctype html|<html)",
     "a PDF": rb"%PDF",
     "a Photoshop file": rb"8BPS",
-    "an icon": rb"\0\0\x01\0",
-    "a video": rb"....ftyp(isom|mp4|M4V|qt  |avc1|3gp)|\x1aE\xdf\xa3",
-    "a raw photograph": rb"II\x1a\0\0\0HEAPCCDR|....ftypcrx|FUJIFILMCCD-RAW|IIU\0",
+    "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "an icon": rb"\0\0\x01\0|icns",
+    "a video": rb"....(ftyp(iso|mp4|M4V|qt  |avc1|3g|dash|MSNV|f4v)|moov|mdat|wide|free)|\x1aE\xdf\xa3|RIFF....AVI ",
+    "a raw photograph": rb"II\x1a\0\0\0HEAPCCDR|....ftypcrx|FUJIFILMCCD-RAW|IIU\0|II\*\0....CR\x02|IIR[OS]|MMOR",
+    "a DICOM file": rb".{128}DICM",
     "a zip archive": rb"PK\x03\x04",
     "a picture in PNM": rb"P[1-7]\s",
 }
@@ -64,10 +74,14 @@ def open_image(data: bytes, max_megapixels: float) -> Image.Image:
     image: Image.Image | None = None
     with contextlib.suppress(Exception):  # Pillow's readers raise whatever a mutilated header trips over
         image = Image.open(io.BytesIO(data), formats=[*FORMATS])
+    kind = other_kind(data)
+    if tiff.is_tiff(data) and tiff.is_raw(data):
+        kind = "a raw photograph"
+    if kind and (image is None or tiff.is_tiff(data)):
+        raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
     if image is None and not tiff.is_tiff(data):
-        kind = next((kind for kind, start in OTHERS.items() if re.match(start, data[:1024], re.DOTALL)), None)
-        if kind:
-            raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
+        if BEGINNINGS.match(data):
+            raise ImageError(CUT)
         raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
     if image is not None:
         check_size(image.width, image.height, max_megapixels)
@@ -81,10 +95,37 @@ def open_image(data: bytes, max_megapixels: float) -> Image.Image:
         # Pillow would paint grey.
         if image.width * image.height > 64 * 8 * len(data) and not ARITHMETIC.search(data[:65536]):
             raise ImageError(CUT)
+    if image.format == "PNG":
+        scale_key(image, data[24])
     if image.info.get("default_image"):  # of an APNG, for those who cannot show the animation: nobody sees it
         with contextlib.suppress(EOFError):
             image.seek(1)
     return image
+
+
+def other_kind(data: bytes) -> str | None:
+    """Return the kind of a file that is none of FORMATS, in words, if it is a known one."""
+    if (
+        frame := re.search(rb"\xff[\xc0\xc1\xc2]..([\x0c\x10])", data[:65536], re.DOTALL)
+        if data[:2] == b"\xff\xd8"
+        else None
+    ):
+        return f"a JPEG of {frame[1][0]} bits a channel"
+    return next((kind for kind, start in OTHERS.items() if re.match(start, data[:4096], re.DOTALL)), None)
+
+
+def begins_as_picture(data: bytes) -> bool:
+    """Return whether a file's first bytes are those of a picture; nothing is decoded."""
+    return bool(BEGINNINGS.match(data)) or tiff.is_tiff(data)
+
+
+def scale_key(image: Image.Image, depth: int) -> None:
+    """Bring a PNG's transparent colour from its own depth, in which Pillow leaves it, to the 8 bits of the pixels."""
+    key = image.info.get("transparency")
+    if isinstance(key, int) and depth in (2, 4):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def check_size(width: int, height: int, max_megapixels: float) -> None:
@@ -98,10 +139,8 @@ def check_size(width: int, height: int, max_megapixels: float) -> None:
 def open_deep(data: bytes, image: Image.Image | None, max_megapixels: float) -> Image.Image:
     """Decode a TIFF that Pillow does not bring to 8 bits. Raises ImageError."""
     try:
-        width, height, bits = tiff.size(data)
+        width, height = tiff.size(data)
         check_size(width, height, max_megapixels)
-        if bits <= 8:  # which Pillow would have opened, were it whole
-            raise ImageError(CUT)
         return tiff.read(data, image)
     except ImageError:
         raise
@@ -119,17 +158,47 @@ def lacks_end(data: bytes) -> bool:
 def with_end(data: bytes) -> Image.Image:
     """Open a JPEG without its end marker, if nothing but that is missing. Raises ImageError.
 
-    Phones and messengers write such files. Where pixels are missing, too, bytes in their place change what is decoded.
+    Phones and messengers write such files. Where pixels are missing, too, bytes in their place change what is decoded;
+    two kinds of bytes, since one may give what was there, and once after the restart marker that would be next, without
+    which a decoder that expects one skips them. Whole scans may be missing, too.
     """
-    pictures, data = [], data.rstrip(b"\xff")  # half of the marker
-    for filler in (b"", b"\x55" * 64):
-        try:
-            pictures.append(np.asarray(Image.open(io.BytesIO(data + filler + b"\xff\xd9"), formats=["JPEG", "MPO"])))
-        except Exception:  # noqa: BLE001 - as in open_image
-            raise ImageError(CUT) from None
-    if not np.array_equal(pictures[0], pictures[1]):
-        raise ImageError(CUT)
+    data = data.rstrip(b"\xff")  # half of the marker
+    restarts = re.findall(rb"\xff([\xd0-\xd7])", data[data.rfind(b"\xff\xda") :])
+    following = bytes([0xFF, 0xD0 + (restarts[-1][0] - 0xD0 + 1) % 8 if restarts else 0xD0])
+    try:
+        first = pixels_with(data, b"")
+        for filler in (b"\x55" * 64, (following if b"\xff\xdd" in data else b"") + b"\xaa" * 64):
+            if not np.array_equal(first, pixels_with(data, filler)):
+                raise ImageError(CUT)
+        if not has_all_scans(data):
+            raise ImageError(CUT)
+    except Exception:  # noqa: BLE001 - as in open_image
+        raise ImageError(CUT) from None
     return Image.open(io.BytesIO(data + b"\xff\xd9"), formats=["JPEG", "MPO"])
+
+
+def pixels_with(data: bytes, filler: bytes) -> np.ndarray:
+    """Return the pixels of a JPEG to which bytes and the end marker are appended."""
+    with Image.open(io.BytesIO(data + filler + b"\xff\xd9"), formats=["JPEG", "MPO"]) as image:
+        return np.asarray(image)
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Return whether the scans of a JPEG hold each coefficient of each component to its last bit (ITU-T T.81, B.2)."""
+    missing: set[tuple[int, int]] = set()
+    at = 2
+    while marker := re.compile(rb"\xff+([^\0\xd0-\xd7\xff])").search(data, at):
+        code, at = marker[1][0], marker.end()
+        size = int.from_bytes(data[at : at + 2])
+        part = data[at + 2 : at + size]
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # a frame, and its components
+            missing = {(component, k) for component in part[6::3] for k in range(64)}
+        if code == 0xDA:  # a scan, and which coefficients it brings down to which bit
+            lowest, highest, bits = part[-3:]
+            if not bits & 15:
+                missing -= {(component, k) for component in part[1:-3:2] for k in range(lowest, highest + 1)}
+        at += size
+    return not missing
 
 
 def decode(image: Image.Image, side: int, mode: str, background: str = "white") -> Image.Image:

@@ -6,6 +6,7 @@ Tags and their values are those of TIFF 6.0 (Adobe, 1992), and of its supplement
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 KINDS = {3: "a palette", 4: "a mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
 ORIENTATION = 0x0112
+ROWS = 64
+COLOUR_FILTER = (32803, 34892)  # the photometrics of what a camera's sensor saw
+FORMATS = {2: "with a sign", 5: "of complex integers", 6: "of complex numbers"}
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said to its sender
 
 
 class TiffError(ValueError):
@@ -26,19 +32,32 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(MAGIC)
 
 
-def size(data: bytes) -> tuple[int, int, int]:
-    """Return width, height and bits a channel of the first picture. Raises whatever a damaged file trips over."""
+def is_raw(data: bytes) -> bool:
+    """Return whether a TIFF is a camera's raw photograph, whose first picture is often but a small preview."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page: Any = file.pages[0]
+            pages = [page, *(page.pages or () if 330 in page.tags else ())]
+            return 50706 in page.tags or any(int(each.photometric or 0) in COLOUR_FILTER for each in pages)
+    except Exception:  # noqa: BLE001 - whatever a damaged file trips over
+        return False
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Return width and height of the first picture. Raises whatever a damaged file trips over."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]
-        return int(page.imagewidth), int(page.imagelength), int(page.bitspersample)
+        return int(page.imagewidth), int(page.imagelength)
 
 
 def is_deep(image: Image.Image) -> bool:
     """Return whether Pillow would not bring an opened TIFF to 8 bits, or not by its tags."""
     tags: Any = getattr(image, "tag_v2", {})
-    return bool(max(tags.get(258, (1,))) > 8)
+    return bool(max(tags.get(258, (1,))) > 8 or {*tags.get(339, (1,))} - {1, 4})
 
 
 def read(data: bytes, opened: Image.Image | None) -> Image.Image:
@@ -56,25 +75,61 @@ def read(data: bytes, opened: Image.Image | None) -> Image.Image:
             return tags[code].value if code in tags else default
 
         bits, samples = int(page.bitspersample), int(page.samplesperpixel)
+        bits_only = int(page.sampleformat) == 1
+        if bits <= 8 and bits_only:
+            raise unreadable(page, len(data))
         if samples == 1 and opened is not None:
             pixels = np.asarray(opened)[..., np.newaxis]  # Pillow unpacks 12 bits, and knows more compressions
             if opened.mode == "I":
                 pixels = pixels.view(np.uint32)
         else:
-            try:
-                pixels = page.asarray()
-            except ValueError as error:
-                if "imagecodecs" not in str(error):  # which would be needed for this compression
-                    raise
-                raise TiffError(f"a TIFF of {bits} bits a channel, compressed with {page.compression.name}") from None
             planar = page.planarconfig == 2 and samples > 1
+            try:
+                packed = bits in (10, 12, 14) and not planar and page.compression == 1 and not page.is_tiled
+                pixels = unpack(page, data, bits, samples) if packed else page.asarray()
+            except Exception:  # noqa: BLE001 - of compressions that it does not know it raises several kinds
+                if (
+                    opened is not None
+                    and opened.mode in ("RGB", "RGBA")
+                    and bits_only
+                    and not planar
+                    and page.photometric == RGB
+                ):
+                    return opened  # Pillow takes the high byte of 16 bits
+                raise unreadable(page, len(data)) from None
             pixels = np.moveaxis(pixels, 0, -1) if planar else pixels.reshape(*pixels.shape[:2], samples)
-        photometric, orientation = int(page.photometric), int(tag(ORIENTATION, 1))
-        values = scale(pixels, bits, int(tag(339, (1,))[0] if isinstance(tag(339, 1), tuple) else tag(339, 1)), tag)
-        alpha = tag(338, ())
-    image = to_image(values, photometric, bits, alpha if isinstance(alpha, tuple) else (alpha,))
+        photometric, orientation, alpha = int(page.photometric), int(tag(ORIENTATION, 1)), tag(338, ())
+        alpha = alpha if isinstance(alpha, tuple) else (alpha,)
+        bands = [  # few rows at a time, for between 0 and 1 they take several times the memory
+            to_bytes(scale(pixels[row : row + ROWS], bits, int(page.sampleformat), tag), photometric, bits, alpha)
+            for row in range(0, len(pixels), ROWS)
+        ]
+    image = Image.fromarray(np.concatenate(bands))
     image.getexif()[ORIENTATION] = orientation
     return image
+
+
+def unreadable(page: Any, length: int) -> Exception:
+    """Return why a picture cannot be decoded: its kind, if all of it is there."""
+    ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if not ends or max(ends) > length:
+        return ValueError("it is cut off")
+    packing = page.compression.name.replace("NONE", "no compression")
+    return TiffError(f"a TIFF of {page.samplesperpixel} x {page.bitspersample} bits with {packing}")
+
+
+def unpack(page: Any, data: bytes, bits: int, samples: int) -> np.ndarray:
+    """Return the samples of an uncompressed picture that are packed without gaps, in rows of whole bytes; uint16."""
+    width, height = int(page.imagewidth), int(page.imagelength)
+    size = (width * samples * bits + 7) // 8  # bytes a row
+    packed = b"".join(
+        data[start : start + length] for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+    rows = np.frombuffer(packed, np.uint8, size * height).reshape(height, size)
+    pixels, weights = np.empty((height, width * samples), np.uint16), 1 << np.arange(bits, dtype=np.uint16)[::-1]
+    for row, out in zip(rows, pixels, strict=True):
+        np.matmul(np.unpackbits(row)[: width * samples * bits].reshape(-1, bits), weights, out=out)
+    return pixels.reshape(height, width, samples)
 
 
 def scale(pixels: np.ndarray, bits: int, sample_format: int, tag: Any) -> np.ndarray:
@@ -82,15 +137,15 @@ def scale(pixels: np.ndarray, bits: int, sample_format: int, tag: Any) -> np.nda
     if sample_format == 1:
         return pixels.astype(np.float32) / np.float32(2.0**bits - 1)
     if sample_format != 3:
-        raise TiffError(f"a TIFF of {bits} bits with a sign")
+        raise TiffError(f"a TIFF of {bits} bits {FORMATS.get(sample_format, 'of another kind')}")
     least, most = np.ravel(tag(340, 0))[0], np.ravel(tag(341, 1))[0]
     if not np.isfinite(pixels).all() or pixels.min() < least or pixels.max() > most or most <= least:
         raise TiffError("a TIFF of fractions whose range it does not name")
     return np.asarray((pixels - least) / (most - least), np.float32)
 
 
-def to_image(values: np.ndarray, photometric: int, bits: int, alpha: tuple[int, ...]) -> Image.Image:
-    """Return the picture of samples between 0 and 1, shape (height, width, channels). Raises TiffError."""
+def to_bytes(values: np.ndarray, photometric: int, bits: int, alpha: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels, uint8, of samples between 0 and 1, shape (height, width, channels). Raises TiffError."""
     colours = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3}.get(photometric)
     if not colours:
         raise TiffError(f"a TIFF of {bits} bits a channel in {KINDS.get(photometric, 'colours of another kind')}")
@@ -105,4 +160,4 @@ def to_image(values: np.ndarray, photometric: int, bits: int, alpha: tuple[int, 
             picture = np.divide(picture, opacity, out=np.zeros_like(picture), where=opacity > 0)
         picture = np.concatenate([picture, opacity], -1)
     bytes_ = np.rint(255 * picture.clip(0, 1)).astype(np.uint8)
-    return Image.fromarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_)
+    return np.asarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_)

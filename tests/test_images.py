@@ -1,6 +1,8 @@
 """Preparing images: held against Keras' own functions, and against what a person sees."""
 
 import io
+import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -329,3 +331,89 @@ def test_pictures_of_users_look_as_people_see_them(plain: None, name: str) -> No
     beside = PICTURES / f"{name}.expected.png"
     expected = prepare((beside if beside.exists() else PICTURES / "base.jpg").read_bytes(), (120, 90))
     assert np.abs(prepare((PICTURES / name).read_bytes(), (120, 90)) - expected).mean() < 3
+
+
+# Found by trying each kind in every way
+
+
+def png(depth: int, colour: int, rows: list[bytes], key: bytes) -> bytes:
+    """Return a PNG, 8 pixels wide, with a transparent colour."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    head = (8).to_bytes(4) + len(rows).to_bytes(4) + bytes([depth, colour, 0, 0, 0])
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*each) for each in [(b"IHDR", head), (b"tRNS", key), (b"IDAT", pixels), (b"IEND", b"")]
+    )
+
+
+def test_a_transparent_colour_has_the_depth_of_its_picture(plain: None) -> None:
+    four = png(4, 0, [bytes.fromhex("05050505")] * 8, b"\0\5")
+    assert prepare(four, (8, 8))[0, 0, :2, 0].tolist() == [0, 255]
+    two = png(2, 0, [bytes([0b00_10_00_10] * 2)] * 8, b"\0\2")
+    assert prepare(two, (8, 8))[0, 0, :2, 0].tolist() == [0, 255]
+    pixel, key = (300).to_bytes(2) + (2000).to_bytes(2) + (40000).to_bytes(2), (300).to_bytes(2) * 3
+    assert prepare(png(16, 2, [(pixel + key) * 4] * 8, pixel), (8, 8))[0, 0, :2].tolist() == [[255] * 3, [1] * 3]
+
+
+def test_a_jpeg_cut_between_scans_or_restart_markers_is_cut(plain: None) -> None:
+    """There a decoder finds nothing missing, or skips whatever comes before the restart marker that it expects."""
+    restarts = encode(photograph(0.1), "JPEG", restart_marker_blocks=4)
+    marks = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", restarts)]
+    progressive = encode(photograph(0.1), "JPEG", progressive=True)
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", progressive)][1:]
+    assert len(marks) > 50
+    assert len(scans) > 5
+    for data, ends in (restarts, [*marks[-3:], *(mark + 2 for mark in marks[-3:])]), (progressive, scans):
+        for end in ends:
+            with pytest.raises(ImageError, match="cut off"):
+                prepare(data[:end])
+
+
+def twelve(values: np.ndarray) -> bytes:
+    """Return grey values of 8 bits as packed ones of 12."""
+    bits = np.unpackbits(
+        (values.astype(np.uint32) * 4095 // 255).astype(">u2")[..., np.newaxis].view(np.uint8), axis=-1
+    )
+    return np.packbits(bits.reshape(*values.shape, 16)[..., 4:].reshape(len(values), -1), axis=-1).tobytes()
+
+
+@pytest.mark.parametrize("photometric", ["miniswhite", "minisblack"])
+def test_packed_bits_are_read(plain: None, photometric: str) -> None:
+    values = 255 - GREY if photometric == "miniswhite" else GREY
+    data = bytearray(deep(np.zeros((40, 90), np.uint8), photometric=photometric, metadata=None))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages[0]
+        at, places = page.dataoffsets[0], {code: page.tags[code].valueoffset for code in (256, 258)}
+    data[at : at + 3600] = twelve(values)
+    data[places[256] : places[256] + 2], data[places[258] : places[258] + 2] = b"\x3c\0", b"\x0c\0"
+    assert np.abs(prepare(bytes(data))[0, ..., 0] - GREY).max() <= 1
+
+
+def test_raw_photographs_are_named_though_they_hold_a_preview() -> None:
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        writer.write(np.zeros((8, 8, 3), np.uint8), photometric="rgb", subfiletype=1, subifds=1)
+        writer.write(np.zeros((32, 32), np.uint16), photometric="cfa")
+    dng = deep(np.zeros((8, 8, 3), np.uint8), photometric="rgb", extratags=[(50706, "B", 4, (1, 4, 0, 0), True)])
+    for data in (out.getvalue(), dng, b"II*\0\x10\0\0\0CR\2\0" + bytes(50)):
+        with pytest.raises(ImageError, match="a raw photograph"):
+            open_image(data, 50)
+
+
+def test_each_refusal_is_the_true_one() -> None:
+    for data in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a", b"\0\0\0\x18ftypheic"):
+        with pytest.raises(ImageError, match="damaged or cut off"):
+            open_image(data, 50)
+    with pytest.raises(ImageError, match="a JPEG of 12 bits a channel"):
+        open_image(encode(picture(), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), 50)
+    with pytest.raises(ImageError, match="8 bits with a sign"):
+        open_image(deep(np.zeros((8, 8), np.int8), photometric="minisblack"), 50)
+    options = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    grey_alpha = deep(np.zeros((8, 8, 2), np.uint8), **options)
+    with pytest.raises(ImageError, match="2 x 8 bits with no compression"):
+        open_image(grey_alpha, 50)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        open_image(grey_alpha[:-20], 50)

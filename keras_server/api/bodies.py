@@ -20,9 +20,13 @@ def read_body() -> bytes:
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if coding == "identity":
         return data
-    if coding not in ("gzip", "deflate"):
+    if coding not in ("gzip", "x-gzip", "deflate"):
         raise TensorError(f"The server cannot unpack {short(coding)}: take gzip, deflate or none.", 415)
-    unpacker = zlib.decompressobj(wbits=47)  # tells gzip and deflate apart itself
+    # 47 tells gzip and deflate apart itself; some clients send deflate without the head that it should have.
+    bare = (
+        coding == "deflate" and data[:2] != b"\x1f\x8b" and (data[:1] != b"\x78" or int.from_bytes(data[:2]) % 31 != 0)
+    )
+    unpacker = zlib.decompressobj(wbits=-15 if bare else 47)
     try:
         data = unpacker.decompress(data, body_limit(current_settings()) + 1)
     except zlib.error:

@@ -8,20 +8,21 @@ from typing import NamedTuple, NoReturn
 
 import flask
 import numpy as np
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from keras_server import telemetry
 from keras_server.api.bodies import read_body
 from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.api.tensors import from_base64, in_words
-from keras_server.images import ImageError, open_image
+from keras_server.api.tensors import TensorError, from_base64, in_words
+from keras_server.images import begins_as_picture, open_image
 from keras_server.ticket import TICKET
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
 ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
 # What clients write, or leave out, where nobody told them which type the body has.
-UNSAID = ("", "*/*", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded")
+VAGUE = ("*/*", "application/x-www-form-urlencoded")
 MOST_PARTS = 1000  # of a form
 
 
@@ -39,13 +40,18 @@ def read_uploads() -> list[tuple[str, bytes]]:
     if spec.kind == "none":
         flask.abort(400, spec.reason)
     kind, data = flask.request.mimetype, read_body()
-    if kind == "multipart/form-data":
+    if kind.startswith("multipart/form-data"):  # even where a space stands in for the semicolon
         uploads = from_form(data)
     elif kind == "application/json":
         uploads = from_json(data)
-    elif kind.startswith("image/") or (kind in UNSAID and (kind.endswith("octet-stream") or is_picture(data))):
+    elif (
+        kind.startswith("image/")
+        or kind.endswith("/octet-stream")
+        or (data and not kind)
+        or (kind in VAGUE and begins_as_picture(data))
+    ):
         uploads = [("", data)]
-    elif not data and not kind:
+    elif not kind:
         flask.abort(400, f"There is no image: {HOW}.")
     else:
         flask.abort(415, "Send the image as the form field 'image' (multipart/form-data), as in curl -F "
@@ -57,25 +63,16 @@ def read_uploads() -> list[tuple[str, bytes]]:
     return uploads
 
 
-def is_picture(data: bytes) -> bool:
-    """Return whether bytes whose type nobody said begin as a picture does."""
-    try:
-        open_image(data, float("inf"))
-    except ImageError:
-        return False
-    return True
-
-
 def from_form(data: bytes) -> list[tuple[str, bytes]]:
     """Return the images of a form: those called 'image', or the only ones under another name."""
     parts = [part for part in read_parts(data) if part.content or part.filename]
     images = [part for part in parts if part.field == "image"]
     if not images:
-        likely = [part for part in parts if part.filename or is_picture(part.content)]
+        likely = [part for part in parts if part.filename or begins_as_picture(part.content)]
         fields = {part.field for part in likely}
         alike = {field for field in fields if re.fullmatch(r"(?i)images?(\[\d*\])?", field)}
-        chosen = alike if len(alike) == 1 else fields
-        if len(chosen) != 1:
+        chosen = alike or fields
+        if not alike and len(fields) != 1:
             refuse_form(parts, likely)
         images = [part for part in likely if part.field in chosen]
     return [(part.filename, unwrapped(part)) for part in images]
@@ -95,7 +92,7 @@ def unwrapped(part: Part) -> bytes:
     """Return the bytes of an image that a form holds; a text may stand for them."""
     if not part.filename and part.content[:5].lower() == b"data:":
         return from_base64(part.content.decode("latin-1"))
-    if not part.filename and len(part.content) < 1024 and not is_picture(part.content):
+    if not part.filename and len(part.content) < 1024 and not begins_as_picture(part.content):
         flask.abort(400, "The field 'image' holds text instead of a file: with curl, write -F image=@dog.jpg.")
     return part.content
 
@@ -105,7 +102,7 @@ def read_parts(data: bytes) -> list[Part]:
     boundary = flask.request.mimetype_params.get("boundary", "").encode("latin-1", "replace")
     if not boundary:
         flask.abort(400, f"The form's Content-Type names no boundary: {ITSELF}.")
-    if b"--" + boundary not in data:
+    if not re.search(rb"--" + re.escape(boundary) + rb"(--)?[ \t]*(\r?\n|$)", data):
         if not data.strip():
             flask.abort(400, f"There is no image: {HOW}.")
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
@@ -124,8 +121,13 @@ def read_parts(data: bytes) -> list[Part]:
                 pieces.append(event.data)
                 if not event.more_data:
                     parts.append(part_of(head, b"".join(pieces)))
+    except TensorError:
+        raise
     except ValueError:
         flask.abort(400, f"The form cannot be read: {HOW}.")
+    except RequestEntityTooLarge:
+        most = current_settings().queue_size
+        flask.abort(400, f"The form has too many fields, over {MOST_PARTS}: send at most {most} images at once.")
     return parts
 
 
@@ -134,7 +136,7 @@ def part_of(head: Field | File, content: bytes) -> Part:
     coding, _ = parse_options_header(head.headers.get("Content-Transfer-Encoding", ""))
     if coding.lower() == "base64":
         content = from_base64(content.decode("latin-1"))
-    return Part(head.name, getattr(head, "filename", "") or "", content)
+    return Part(head.name or "", getattr(head, "filename", "") or "", content)
 
 
 def from_json(data: bytes) -> list[tuple[str, bytes]]:
@@ -148,7 +150,9 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
     if not isinstance(content, dict) or len(content.keys() & {"image", "images"}) != 1:
         flask.abort(400, f"The JSON has no image: {asked}.")
     texts = content["images"] if "images" in content else [content["image"]]
-    if not isinstance(texts, list) or not texts:
+    if texts == []:
+        flask.abort(400, f"'images' has to be a list of one image or more: {asked}.")
+    if not isinstance(texts, list):
         flask.abort(400, f"'images' has to be a list, and {in_words(texts)} came: {asked}.")
     return [("", from_base64(text)) for text in texts]
 

@@ -395,3 +395,29 @@ def test_a_form_of_very_many_parts_is_refused(client: FlaskClient) -> None:
     answer = client.post("/predict", data=parts(*rows), content_type=FORM)
     assert answer.status_code == 400
     assert "too many fields" in answer.json["error"]
+
+
+def test_nothing_is_decoded_to_see_what_a_body_is(
+    client: FlaskClient, setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of one megabyte, sent without its type, can unpack to gigabytes."""
+    setting(max_megapixels=0.001)
+    monkeypatch.setattr(server.images.tiff, "read", lambda *_: pytest.fail("it was decoded"))
+    out = io.BytesIO()
+    Image.new("I;16", (64, 64)).save(out, "TIFF")
+    for kind in (None, "application/x-www-form-urlencoded"):
+        answer = client.post("/predict", data=out.getvalue(), content_type=kind)
+        assert answer.status_code == 400
+        assert "64 x 64" in answer.json["error"]
+
+
+def test_a_part_needs_no_name(client: FlaskClient, dog: bytes) -> None:
+    row = ("Content-Disposition: form-data; filename=dog.jpg", dog)
+    assert client.post("/predict", data=parts(row), content_type=FORM).status_code == 200
+
+
+def test_deflate_without_its_head_is_unpacked(client: FlaskClient, dog: bytes) -> None:
+    packer = zlib.compressobj(wbits=-15)
+    data = packer.compress(dog) + packer.flush()
+    headers = {"Content-Encoding": "deflate"}
+    assert client.post("/predict", data=data, content_type="image/jpeg", headers=headers).status_code == 200

@@ -175,7 +175,14 @@ def test_other_formats_of_pillow_are_refused(client: FlaskClient, kind: str) -> 
     image = Image.new("F" if kind == "SPIDER" else "RGB", (64, 64))
     answer = client.post("/predict", data=encode(image, kind), content_type="image/x")
     assert answer.status_code == 400
-    named = {"ICO": "an icon", "PPM": "a picture in PNM", "JPEG2000": "a JPEG 2000", "PDF": "a PDF"}.get(kind, "")
+    named = {
+        "ICO": "an icon",
+        "PPM": "a picture in PNM",
+        "JPEG2000": "a JPEG 2000",
+        "PDF": "a PDF",
+        "EPS": "a PostScript file",
+        "ICNS": "an icon",
+    }.get(kind, "")
     assert f"This is {named}, which is not read" in answer.text if named else "JPEG, PNG, WebP, GIF, BMP" in answer.text
 
 
