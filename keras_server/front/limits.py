@@ -11,6 +11,7 @@ STALL_SECONDS = 10  # in which a client takes nothing of its answer
 SEND_SECONDS = 120  # in which it has to have taken all of it
 LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
+SHAKE_SECONDS = 0.1  # in which connections that clients have begun to make are still made, before the port closes
 KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
 PAUSE_SECONDS = 0.1  # between two requests of a connection that are no predictions, while others wait for theirs

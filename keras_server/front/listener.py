@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
+import struct
 import sys
 
 import gevent.socket
@@ -26,6 +28,31 @@ def bind(host: str, port: int) -> gevent.socket.socket:
         return listener
     except OSError as error:
         raise StartupError(f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port.") from None
+
+
+# Of a TCP header the byte with the flags, and of them SYN and ACK: SYN alone asks for a connection, and is dropped; all
+# else is let through. In the kernel's classic BPF (Documentation/networking/filter.rst): code, jumps, operand.
+NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),
+    (0x54, 0, 0, 0x12),
+    (0x15, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 2**32 - 1),
+)
+SO_ATTACH_FILTER = 26
+
+
+def refuse_new(listener: gevent.socket.socket | socket.socket) -> None:
+    """Have Linux drop what asks for further connections; those that it has can still be accepted.
+
+    A port that is simply closed resets those that came since the last accept. Who is dropped here asks again a second
+    later, and is then refused, or served by whoever has the port by then.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in NO_NEW_CONNECTIONS))
+        header = struct.pack("HP", len(NO_NEW_CONNECTIONS), ctypes.addressof(program))
+        with contextlib.suppress(OSError):  # a sandbox may not have it
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, header)
 
 
 def url_of(listener: gevent.socket.socket) -> str:

@@ -27,6 +27,7 @@ from keras_server.front import limits as constants
 from keras_server.front.connection import Connection
 from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
+from keras_server.front.listener import refuse_new
 
 log = logging.getLogger("keras_server")
 
@@ -132,6 +133,8 @@ class Front:
     def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
+        refuse_new(self.listener)
+        gevent.sleep(constants.SHAKE_SECONDS)
         self.closing = True
         self.close_port()
         with gevent.Timeout(patience, False):

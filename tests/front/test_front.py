@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, post, request, wait_until
 
 import run_keras_server as server
+from keras_server.front.listener import refuse_new
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"IDLE_SECONDS": 0.5, "HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -489,6 +491,24 @@ def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:
         assert time.monotonic() - started < 10
         slow.close()
         assert "a supervisor should restart it" in fake.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the port is simply closed")
+def test_before_the_port_closes_no_further_connection_is_made() -> None:
+    """One that came after the last accept would be reset, though its client believes to be connected."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as before, socket.socket() as after:
+        before.connect(listener.getsockname())
+        refuse_new(listener)
+        before.sendall(b"still taken")  # and not dropped with those that come now
+        after.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            after.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.recv(100) == b"still taken"
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_nothing_accepted_is_lost_in_restarts_under_load() -> None:
