@@ -181,24 +181,12 @@ def v2_server() -> Any:
     return {"name": "keras-rest-server", "version": __version__, "extensions": extensions}
 
 
-@routes.get("/v2/health/live")
-def v2_live() -> Any:
-    """Liveness: the process answers."""
-    return {"live": True}
-
-
-@routes.get("/v2/health/ready")
-def v2_ready() -> Any:
-    """Readiness: a request would be taken."""
-    check_ready()
-    return {"ready": True}
-
-
 @routes.get("/v2/models/<segment:name>/ready")
 @routes.get("/v2/models/<segment:name>/versions/<segment:version>/ready")
 def v2_model_ready(**_: str) -> Any:
     """Readiness of the model, which is that of the server."""
-    return {"name": current_model().spec.name} | v2_ready()
+    check_ready()
+    return {"name": current_model().spec.name, "ready": True}
 
 
 @routes.get("/v2/models/<segment:name>")

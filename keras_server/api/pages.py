@@ -52,7 +52,7 @@ def openapi() -> flask.Response:
 
 
 def probes(app: App) -> dict[str, Callable[[], tuple[int, bytes]]]:
-    """Return what answers the probes, by path, for a front that does without Flask: a status and JSON."""
+    """Return what answers the probes, by path, with Flask or without: a status and JSON."""
 
     def alive() -> str:
         return ""
@@ -78,16 +78,13 @@ def probes(app: App) -> dict[str, Callable[[], tuple[int, bytes]]]:
 
 
 @routes.get("/healthz")
-def healthz() -> dict[str, str]:
-    """Liveness: the process answers."""
-    return {"status": "alive"}
-
-
 @routes.get("/readyz")
-def readyz() -> dict[str, str]:
-    """Readiness: a prediction would be taken."""
-    check_ready()
-    return {"status": "ready", "model": current_model().spec.name}
+@routes.get("/v2/health/live")
+@routes.get("/v2/health/ready")
+def probe() -> flask.Response:
+    """Liveness: the process answers; readiness: a prediction would be taken."""
+    status, body = probes(current_app())[flask.request.path]()
+    return flask.Response(body, status, content_type="application/json")
 
 
 def check_ready() -> None:

@@ -288,6 +288,8 @@ def test_readiness_is_that_of_the_server(tabular: FlaskClient, monkeypatch: pyte
         server.app.draining.clear()
     assert tabular.get("/v2/health/live").status_code == 200
     monkeypatch.setattr(server, "model", None)
+    refusal(tabular.get("/v2/health/ready"), 503)
+    assert tabular.get("/v2/health/live").json == {"live": True}
     refusal(tabular.post("/v2/models/tabular/infer", json={"inputs": []}), 503)
 
 
