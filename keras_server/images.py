@@ -59,6 +59,8 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of all comments in a PNG, unpack
 
 
 CUT = "The image is damaged or cut off: it cannot be decoded."
+DEEP = re.compile(rb"\xff[\xc0\xc1\xc2]..([\x0c\x10])", re.DOTALL)  # the marker of a frame of 12 or 16 bits
+MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")  # of a JPEG, before a part with a length
 ARITHMETIC = re.compile(rb"\xff[\xc9-\xcb]\0")  # the marker of a frame coded arithmetically, and its length
 pillow_heif.register_heif_opener(thumbnails=False)
 
@@ -105,11 +107,7 @@ def open_image(data: bytes, max_megapixels: float) -> Image.Image:
 
 def other_kind(data: bytes) -> str | None:
     """Return the kind of a file that is none of FORMATS, in words, if it is a known one."""
-    if (
-        frame := re.search(rb"\xff[\xc0\xc1\xc2]..([\x0c\x10])", data[:65536], re.DOTALL)
-        if data[:2] == b"\xff\xd8"
-        else None
-    ):
+    if data[:2] == b"\xff\xd8" and (frame := DEEP.search(data[:65536])):
         return f"a JPEG of {frame[1][0]} bits a channel"
     return next((kind for kind, start in OTHERS.items() if re.match(start, data[:4096], re.DOTALL)), None)
 
@@ -187,7 +185,7 @@ def has_all_scans(data: bytes) -> bool:
     """Return whether the scans of a JPEG hold each coefficient of each component to its last bit (ITU-T T.81, B.2)."""
     missing: set[tuple[int, int]] = set()
     at = 2
-    while marker := re.compile(rb"\xff+([^\0\xd0-\xd7\xff])").search(data, at):
+    while marker := MARKER.search(data, at):
         code, at = marker[1][0], marker.end()
         size = int.from_bytes(data[at : at + 2])
         part = data[at + 2 : at + size]

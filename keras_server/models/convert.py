@@ -162,7 +162,7 @@ class Reference:
             tells = any(len(output) > 1 and (output[0] != output[1]).any() for output in outputs if output.ndim)
             tells = tells and all(map(np.array_equal, self.predict(rows), outputs))
             if tells or not self.sizes:  # of too short a sequence some layers make nothing, or what memory holds
-                self.noise, self.sizes, self.rows = outputs, sizes, len(rows[0])
+                self.noise, self.sizes, self.rows = outputs, sizes, rows
             if tells or None not in (length for tensor in spec.inputs for length in tensor.shape) or len(rows[0]) == 1:
                 break
         if not self.sizes:
@@ -175,13 +175,12 @@ class Reference:
 
     def samples(self) -> Iterator[list[np.ndarray]]:
         """Yield batches to compare: rows together, each alone, and of another length where any length will do."""
-        rows = random_rows(self.model, self.spec, self.sizes, self.spec.batch or ROWS)
-        yield rows
+        yield self.rows
         if not self.spec.batch:
             for row in range(ROWS):
-                yield [array[row : row + 1] for array in rows]
-        if any(array.dtype.kind in "iu" for array in rows) and not vocabulary(self.model):
-            yield [large_numbers(array) for array in rows]
+                yield [array[row : row + 1] for array in self.rows]
+        if any(array.dtype.kind in "iu" for array in self.rows) and not vocabulary(self.model):
+            yield [large_numbers(array) for array in self.rows]
         if any(None in tensor.shape for tensor in self.spec.inputs):
             longer = [
                 tuple(size if known else size * 2 for known, size in zip(tensor.shape, sizes, strict=True))

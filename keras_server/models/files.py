@@ -76,8 +76,7 @@ def load_file(path: Path, unsafe: bool) -> Any:
         check_archive(path)
     try:
         with named(path, ".h5" if is_hdf5(path) else ".keras") as file:
-            # Keras 3 refuses most of what Keras 2 has written, and misreads some of it without a word.
-            if written_by(path).startswith(("1.", "2.")):
+            if is_of_keras_2(written_by(path)):
                 return load_with_keras_2(file, unsafe)
             return keras.saving.load_model(file, compile=False, safe_mode=not unsafe)
     except Exception as error:  # noqa: BLE001 - Keras raises whatever the file's content trips over
@@ -131,13 +130,19 @@ def model_config(path: Path) -> Any:
     """Return what a file says of its model's layers, or None."""
     with contextlib.suppress(Exception):  # whatever is wrong with the file, it says nothing
         if is_hdf5(path):
-            import h5py
-
-            with h5py.File(path) as file:
-                return json.loads(file.attrs["model_config"])
+            return json.loads(hdf5_attribute(path, "model_config"))
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read("config.json"))
     return None
+
+
+def hdf5_attribute(path: Path, name: str) -> str:
+    """Return a text that stands beside the weights in an HDF5 file. Raises LookupError where there is none."""
+    import h5py
+
+    with h5py.File(path) as file:
+        text = file.attrs[name]
+    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def has_lambda(config: Any) -> bool:
@@ -179,14 +184,15 @@ def written_by(path: Path) -> str:
     """Return the version of Keras that wrote a file, as far as it says so."""
     with contextlib.suppress(Exception):  # whatever is wrong with the file, it says nothing
         if is_hdf5(path):
-            import h5py
-
-            with h5py.File(path) as file:
-                version = file.attrs.get("keras_version", "")
-                return version.decode() if isinstance(version, bytes) else str(version)
+            return hdf5_attribute(path, "keras_version")
         with zipfile.ZipFile(path) as archive:
             return str(json.loads(archive.read("metadata.json"))["keras_version"])
     return ""
+
+
+def is_of_keras_2(version: str) -> bool:
+    """Return whether Keras 3 refuses most of what this version has written, and misreads some of it without a word."""
+    return version.startswith(("1.", "2."))
 
 
 def training_loss(path: Path | None) -> tuple[str, bool]:
@@ -196,10 +202,7 @@ def training_loss(path: Path | None) -> tuple[str, bool]:
     config: Any = None
     with contextlib.suppress(Exception):  # as above
         if is_hdf5(path):
-            import h5py
-
-            with h5py.File(path) as file:
-                config = json.loads(file.attrs["training_config"])
+            config = json.loads(hdf5_attribute(path, "training_config"))
         else:
             config = model_config(path)["compile_config"]
         config = config["loss"]
@@ -233,7 +236,7 @@ def sentence(error: Exception, path: Path, unsafe: bool) -> str:
             f"{path} cannot be loaded as a Keras model: it carries Python code of its own (a Lambda layer), which runs "
             "only with --unsafe-model: give it where you trust whoever made the file."
         )
-    if version.startswith(("1.", "2.")):
+    if is_of_keras_2(version):
         return (
             f"{path} was written by Keras {version}, and Keras 3 cannot read it: load it with that version, and export "
             "it with tf.saved_model.save(model, FOLDER)."

@@ -15,7 +15,7 @@ from keras_server.settings import Settings
 log = logging.getLogger("keras_server")
 
 PASSING = ("Flatten", "Reshape", "Dropout", "Identity", "ActivityRegularization", "Activation", "GaussianNoise")
-SQUASHING = {"softmax": "probabilities", "sigmoid": "probabilities", "hard_sigmoid": "probabilities"}
+SQUASHING = ("softmax", "sigmoid", "hard_sigmoid")
 
 
 def last_activation(keras_model: Any, output: int) -> str:
@@ -25,7 +25,7 @@ def last_activation(keras_model: Any, output: int) -> str:
         return last_activation(original, output) if hasattr(original, "layers") else ""
     names = getattr(keras_model, "output_names", None)
     if names and len(names) > output and len(set(names)) == len(names):
-        layers = [layer for layer in layers if layer.name == names[output]] or []
+        layers = [layer for layer in layers if layer.name == names[output]]
     elif len(getattr(keras_model, "outputs", ())) != 1:
         return ""
     layer = layers[-1] if layers else None

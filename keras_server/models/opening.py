@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_server.images import PREPROCESS
 from keras_server.machine import processors
-from keras_server.models.convert import Reference, all_layers, convert, differs, random_input, random_rows
+from keras_server.models.convert import Reference, all_layers, convert, differs, random_input
 from keras_server.models.engines import (
     Engine,
     FixedBatch,
@@ -37,8 +37,7 @@ def open_model(source: Source, settings: Settings) -> tuple[Engine, Spec]:
     """Return the engine of a model, warmed up, and its final spec. Raises StartupError."""
     try:
         engine, spec = open_engine(source, settings)
-        if spec.batch:
-            engine = FixedBatch(engine, spec.batch)
+        engine = batched(engine, spec)
         warm_up(engine, spec)
     except StartupError:
         raise
@@ -61,8 +60,7 @@ def open_model(source: Source, settings: Settings) -> tuple[Engine, Spec]:
 
 def classes_of(spec: Spec) -> int | None:
     """Return how many classes there are to name, in the output that /predict answers from; None where it is no list."""
-    shape = spec.outputs[spec.output].shape
-    return max(2, shape[0] or 0) if len(shape) == 1 else None
+    return spec.classes if len(spec.outputs[spec.output].shape) == 1 else None
 
 
 def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
@@ -85,11 +83,7 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
         reference = Reference(keras_model, spec)
     if reference:
         spec = ask_noise(replace(spec, sizes=tuple(reference.sizes)), reference.noise)
-        for tensor, output in zip(spec.outputs, reference.noise, strict=True):
-            if output.ndim == 0 or len(output) != reference.rows:
-                raise StartupError(
-                    f"{spec.name} cannot be served: its output {tensor.name} has no row for each that goes in."
-                )
+        check_count(spec, reference.noise, len(reference.rows[0]))
         if not spec.batch:
             check_row_alone(reference)
     if on_openvino:
@@ -114,24 +108,33 @@ def open_engine(source: Source, settings: Settings) -> tuple[Engine, Spec]:
     return keras_engine, replace(spec, engine=keras_engine.name)
 
 
-def check_row_alone(reference: Reference) -> None:
-    """Raise StartupError where a row alone has not one row of answers, or others than among others."""
-    spec = reference.spec
-    rows = random_rows(reference.model, spec, reference.sizes)
-    alone = reference.predict([array[:1] for array in rows])
-    moved = reference.movement(rows, reference.noise)
-    for tensor, output, together, slack in zip(spec.outputs, alone, reference.noise, moved, strict=True):
-        if len(output) != 1:  # as many features as rows looked like rows
+def check_count(spec: Spec, outputs: list[np.ndarray], rows: int) -> None:
+    """Raise StartupError where an output has another number of rows than went in."""
+    for tensor, output in zip(spec.outputs, outputs, strict=True):
+        if output.ndim == 0 or len(output) != rows:
             raise StartupError(
                 f"{spec.name} cannot be served: its output {tensor.name} has no row for each that goes in."
             )
-        if together.dtype.kind != "f" or slack.max() > np.abs(together).max() / 1000:
+
+
+def check_row_alone(reference: Reference) -> None:
+    """Raise StartupError where a row alone has not one row of answers, or others than among others."""
+    spec, rows = reference.spec, reference.rows
+    alone = reference.predict([array[:1] for array in rows])
+    check_count(spec, alone, 1)  # as many features as rows looked like rows
+    suspects = [
+        number
+        for number, (output, together) in enumerate(zip(alone, reference.noise, strict=True))
+        if together.dtype.kind == "f" and differs(np.concatenate([output, together[1:]]), together, np.zeros(()))
+    ]
+    moved = reference.movement(rows, reference.noise) if suspects else []
+    for number in suspects:
+        if moved[number].max() > np.abs(reference.noise[number]).max() / 1000:
             continue  # an answer that wavers by itself says nothing
-        if differs(np.concatenate([output, together[1:]]), together, np.zeros(())):
-            raise StartupError(
-                f"{spec.name} cannot be served: its output {tensor.name} mixes the rows of a batch, so that the answer "
-                "to one client would depend on what others send meanwhile."
-            )
+        raise StartupError(
+            f"{spec.name} cannot be served: its output {spec.outputs[number].name} mixes the rows of a batch, so that "
+            "the answer to one client would depend on what others send meanwhile."
+        )
 
 
 def convert_and_check(

@@ -38,7 +38,7 @@ class Served:
 
         Raises what Batcher.compute raises.
         """
-        return self.batcher.compute([batch])[max(self.spec.output, 0)]
+        return self.batcher.compute([batch])[self.spec.output]
 
     def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for an array for each input. Raises what Batcher.compute raises."""
