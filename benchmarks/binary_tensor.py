@@ -70,8 +70,8 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
             ours.first_answer(make_picture(folder, "dog", (500, 375)))
             settings = Settings(cache_dir=environment["KERAS_SERVER_CACHE_DIR"])  # so it is the server's own engine
             weights = str(weights_of(model)) if model == "resnet50" else ""
-            opened, spec = open_model(Source(model, weights), settings)
-            engine = cast(OpenVINOEngine, opened).all_threads
+            opened = open_model(Source(model, weights), settings)
+            spec, engine = opened.spec, cast(OpenVINOEngine, opened.engine).all_threads
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", f"/v2/models/{spec.name}")
             headers, body = request_of(json.loads(connection.getresponse().read()), batch)

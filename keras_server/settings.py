@@ -22,6 +22,7 @@ from PIL import ImageColor
 from keras_server import __version__
 
 T = TypeVar("T")
+Reader = Callable[[str], Any] | click.Path
 PREFIX = "KERAS_SERVER_"
 # What Kubernetes tells each container of a service that is called keras-server.
 KUBERNETES = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP)).*")
@@ -67,12 +68,13 @@ def colour(text: str) -> str:
     return text
 
 
-def setting(default: T, help: str, read: Callable[[str], Any] = str, metavar: str = "", empty: bool = False) -> T:
+def setting(default: T, help: str, read: Reader = str, metavar: str = "", empty: bool = False) -> T:
     """Return a field of Settings. `empty` says that an empty variable is a value, and not the same as none."""
     result: T = field(default=default, metadata={"help": help, "read": read, "metavar": metavar, "empty": empty})
     return result
 
 
+FILES = click.Path()  # in the environment several stand as in PATH
 COUNT = number(int, 1, 100_000)
 THREADS = number(int, 0, 1024)
 
@@ -120,6 +122,8 @@ class Settings:
     api_key_file: str = setting("", "file with one key a line; a line that begins with # is a comment", metavar="FILE")
     cors_origin: str = setting("", "origin whose web pages may call the server, or *", metavar="ORIGIN")
     log_format: str = setting("text", "text or json", one_of("text", "json"))
+    import_: tuple[str, ...] = setting((), "file of Python to run before the model is loaded, which registers its "
+        "layers with Keras; may be repeated", FILES, "FILE")
     unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
 
     def environment(self) -> dict[str, str]:
@@ -130,7 +134,7 @@ class Settings:
             variable: ",".join(key for key in value if "," not in key) if isinstance(value, tuple) else str(value)
             for variable, value in values.items()
             if not isinstance(value, tuple) or any("," not in key for key in value)
-        }
+        } | ({f"{PREFIX}IMPORT": os.pathsep.join(self.import_)} if self.import_ else {})
 # fmt: on
 
 
@@ -141,19 +145,19 @@ class Setting:
     name: str
     default: Any
     help: str
-    read: Callable[[str], Any]
+    read: Reader
     metavar: str
     empty: bool
 
     @property
     def option(self) -> str:
         """The command line's spelling."""
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
     @property
     def variable(self) -> str:
         """The environment's spelling."""
-        return PREFIX + self.name.upper()
+        return PREFIX + self.name.rstrip("_").upper()
 
     @property
     def shown_default(self) -> str:

@@ -17,9 +17,13 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 import run_keras_server as server
+from keras_server.models import convert, opening
+from keras_server.models.engines import Engine
 from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
+from keras_server.models.source import Source
 from keras_server.models.spec import Spec
+from keras_server.settings import Settings
 
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
@@ -41,6 +45,20 @@ class FakeModel:
         preds = np.full((len(batch), 1000), 0.0001, np.float32)
         preds[:, 235] = 0.9
         return preds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _conversion_in_this_process() -> Iterator[None]:
+    """Convert models here, not in a child that would import TensorFlow each time; test_child.py has the child."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "convert_in_child", lambda name, job: convert.do(job, lambda words: None))
+        yield
+
+
+def engine_and_spec(source: Source, settings: Settings) -> tuple[Engine, Spec]:
+    """Open a model, and return what computes it and what it is."""
+    opened = opening.open_model(source, settings)
+    return opened.engine, opened.spec
 
 
 @pytest.fixture

@@ -61,6 +61,27 @@ def test_the_line_that_start_up_prints(bundled: Process) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their memory otherwise")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of what a process has mapped")
+def test_the_server_holds_no_tensorflow(bundled: Process) -> None:
+    """Whatever is asked of it: the model was converted by another process, and heat maps are OpenVINO's, too."""
+    base, picture = bundled.url, DOG.read_bytes()
+    name = requests.get(f"{base}/v2/health/ready", timeout=60) and "efficientnet_lite0"
+    row = [[[[0, 0, 0]] * 224] * 224]
+    infer = {"inputs": [{"name": "image", "shape": [1, 224, 224, 3], "datatype": "FP32", "data": row}]}
+    infer["inputs"][0]["name"] = requests.get(f"{base}/v2/models/{name}", timeout=60).json()["inputs"][0]["name"]
+    answers = [
+        requests.post(f"{base}/predict", data=picture, headers={"Content-Type": "image/jpeg"}, timeout=60),
+        requests.post(f"{base}/explain", data=picture, headers={"Content-Type": "image/jpeg"}, timeout=60),
+        requests.post(f"{base}/v1/models/{name}:predict", json={"instances": row}, timeout=60),
+        requests.post(f"{base}/v2/models/{name}/infer", json=infer, timeout=60),
+        *(requests.get(f"{base}{path}", timeout=60) for path in ("/", "/docs", "/openapi.json", "/metrics")),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    mapped = Path(f"/proc/{bundled.popen.pid}/maps").read_text()
+    assert "libopenvino" in mapped
+    assert not re.search(r"libtensorflow|/(site|dist)-packages/(tensorflow|tf_keras|keras|h5py)/", mapped)
+
+
 def test_threads_do_not_keep_a_heap_each(bundled: Process) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = [pool.submit(classify, DOG, f"{bundled.url}/predict") for _ in range(32)]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import DOG, ROOT, Process
+from conftest import DOG, ROOT, Process, engine_and_spec
 
-from keras_server.models.opening import open_model
 from keras_server.models.source import Source
 from keras_server.settings import Settings
 
@@ -30,7 +29,7 @@ def url_of(cache: str) -> Iterator[Callable[[str], str]]:
     def url(name: str) -> str:
         if name not in running:
             # Converted here, where TensorFlow is loaded once for all.
-            open_model(Source(str(tiny_models.file_of(name))), Settings(cache_dir=cache))
+            engine_and_spec(Source(str(tiny_models.file_of(name))), Settings(cache_dir=cache))
             # With few rows at most, the requests that schemathesis makes up stay small, and so do its time and memory.
             options = ("--queue-size", "4", "--cache-dir", cache, "--drain-seconds", "0")
             running[name] = Process("--model", str(tiny_models.file_of(name)), *options).wait_until_ready()

@@ -18,12 +18,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from keras_server.models.opening import open_model
-from keras_server.models.source import KerasModel, classifiers
+from keras_server.models.source import KerasModel
 from keras_server.models.spec import probabilities
 from keras_server.models.tracing import import_keras
 from keras_server.settings import Settings
 
 ALLOWED = 1e-3
+
+
+def classifiers() -> dict[str, Any]:
+    """Return the functions that build the classifiers of keras.applications, by their names in lower case."""
+    return {n.lower(): c for n, c in vars(import_keras().applications).items() if n[0].isupper()}
 
 
 def shake(keras_model: Any) -> None:
@@ -58,7 +63,8 @@ def check(name: str, millions: float) -> bool:
         return True
     keras_model = classifiers()[name](weights=None)
     shake(keras_model)
-    engine, spec = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+    opened = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+    engine, spec = opened.engine, opened.spec
     rows = pictures(keras_model)
     expected = np.asarray(keras_model(rows, training=False))
     apart = float(np.abs(probabilities(engine([rows])[0], spec) - probabilities(expected, spec)).max())

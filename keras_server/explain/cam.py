@@ -1,7 +1,8 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the map of one label over one picture, from a Keras model.
+"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the map of one label over one picture, as a TensorFlow function.
 
 Each channel of the last convolutional features is weighted with how much the label's score grows with it; where the
-weighted sum is positive, the picture speaks for the label.
+weighted sum is positive, the picture speaks for the label. All of it is found in the graph of TensorFlow's operations,
+so that it does not matter which Keras, or what nesting of models, they come from.
 """
 
 from __future__ import annotations
@@ -11,157 +12,168 @@ from typing import Any
 
 import numpy as np
 
-Cam = Callable[[np.ndarray, int], np.ndarray]  # a picture, (1, h, w, 3), and a class to their map, (rows, columns)
+from keras_server.explain.gradients import plain_gradients
+from keras_server.models.engines import Engine
+from keras_server.models.meaning import choose_output
+from keras_server.models.spec import Spec, Tensor
+from keras_server.models.tracing import import_keras, reason_of, structures
+
+Operation = Any  # tf.Operation
+Symbol = Any  # tf.Tensor of a graph
+
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput")
+POOLINGS = ("MaxPool", "AvgPool")
+RESHAPING = ("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "PreventGradient", "IdentityN")
+ABOUT_SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # what they say of a tensor hangs on no pixel
+
+
+Cam = Callable[
+    [np.ndarray, int], np.ndarray
+]  # a picture, (1, h, w, channels), and a class to their map, (rows, columns)
 
 
 class Unexplainable(Exception):
     """The model that is served cannot be explained; the message is a sentence for the client."""
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The model, cut in two at its last convolutional features
-# ----------------------------------------------------------------------------------------------------------
+def direction_of(label: int, output: Tensor) -> np.ndarray:
+    """Return how much of each score speaks for a label: float32, shape (1, numbers of the output), -1 to 1.
 
-
-def producer(tensor: Any) -> Any:
-    """Return the layer, nested model or other operation that a symbolic tensor comes out of."""
-    return tensor._keras_history.operation
-
-
-def parents(tensor: Any) -> list[Any]:
-    """Return the symbolic tensors that a symbolic tensor is computed from."""
-    node = producer(tensor)._inbound_nodes[tensor._keras_history.node_index]
-    return list(node.input_tensors)
-
-
-def is_graph(operation: Any) -> bool:
-    """Return whether this is a model with layers to look into, from one input to one output."""
-    import keras
-
-    return isinstance(operation, keras.Model) and all(
-        len(getattr(operation, ends, None) or ()) == 1 for ends in ("inputs", "outputs")
-    )
-
-
-def bottlenecks(output: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield from the last to the first each tensor that everything after it depends on, with all that lies before it.
-
-    Between two of them the model may branch as it likes; at one of them it can be cut in two.
+    One score alone speaks for the second of two classes, or against it for the first.
     """
-    ordered: dict[int, Any] = {}  # each tensor after those that it is computed from
-    stack = [(output, False)]
-    while stack:
-        tensor, done = stack.pop()
-        if done:
-            ordered.setdefault(id(tensor), tensor)
-        elif id(tensor) not in ordered:
-            stack += [(tensor, True), *((parent, False) for parent in parents(tensor))]
-    rest = [*ordered.values()]
-    needed = {id(output)}
-    while rest:
-        if len(needed) == 1:
-            yield rest[-1], rest[:-1]
-        tensor = rest.pop()
-        needed = needed - {id(tensor)} | {id(parent) for parent in parents(tensor)}
+    (numbers,) = output.shape
+    if numbers == 1:
+        return np.array([[1 if label else -1]], np.float32)
+    return np.eye(1, numbers, label, np.float32)
 
 
-def is_map(tensor: Any) -> bool:
-    """Return whether a symbolic tensor is a picture of features: batch, height, width, channels, and not one pixel."""
-    return len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1)
+def engine_cam(engine: Engine, output: Tensor) -> Cam:
+    """Return what computes the heat maps of an output with the engine of a converted heat_function()."""
+    return lambda picture, label: engine([picture, direction_of(label, output)])[0]
 
 
-def has_kernel(tensor: Any) -> bool:
-    """Return whether the operation behind a symbolic tensor convolves: its kernel has four axes."""
-    return any(len(weight.shape) == 4 for weight in getattr(producer(tensor), "weights", ()))
+def keras_cam(keras_model: Any, spec: Spec, requested: str) -> Cam:
+    """Return what computes the heat maps of the requested output with TensorFlow. Raises Unexplainable."""
+    number = choose_output(spec, requested)
+    function = heat_function(keras_model, spec, number)
+    return lambda picture, label: np.asarray(function(picture, direction_of(label, spec.outputs[number])))
 
 
-def only_pools(tensor: Any) -> bool:
-    """Return whether a map is merely a coarser copy of the one before it."""
-    before = parents(tensor)
-    return (
-        len(before) == 1
-        and is_map(before[0])
-        and not getattr(producer(tensor), "weights", ())
-        and tensor.shape[1:3] != before[0].shape[1:3]
-    )
+def heat_function(keras_model: Any, spec: Spec, output: int) -> Any:
+    """Return the TensorFlow function of a picture and a direction to the picture's map, by the output of a number.
 
-
-def logits(output: Any) -> Any:
-    """Return the scores before the softmax or sigmoid that ends in `output`; `output` itself where there is none.
-
-    The gradient of a probability says what separates a label from the others, and fades where the model is sure; the
-    paper takes the score.
+    The picture is prepared, shape (1, height, width, channels); the direction comes from direction_of(). The map has
+    the shape (rows, columns), and no value below 0. Raises Unexplainable where the model has no features to show.
     """
-    import keras
-
-    last = producer(output)
-    squashes = (keras.activations.softmax, keras.activations.sigmoid)
-    if is_graph(last):
-        scores = logits(last.outputs[0])
-        return output if scores is last.outputs[0] else keras.Model(last.inputs[0], scores)(parents(output)[0])
-    if getattr(last, "activation", None) in squashes and last.weights:  # a twin of the layer that stops before it
-        twin = type(last).from_config(last.get_config() | {"activation": "linear"})
-        scores = twin(parents(output)[0])
-        twin.set_weights(last.get_weights())
-        return scores
-    if getattr(last, "activation", None) in squashes or type(last).__name__ in ("Softmax", "Sigmoid"):
-        return parents(output)[0]
-    return output
-
-
-def cut(source: Any, output: Any) -> tuple[list[Any], list[Any]] | None:
-    """Return the models that lead to the last convolutional features and those that follow, each to be run in turn.
-
-    The features are the last map that everything after depends on, before it is merely pooled. None: there are none.
-    """
-    import keras
-
-    for tensor, before in bottlenecks(output):
-        after = [] if tensor is output else [keras.Model(tensor, output)]
-        inner = producer(tensor)
-        if is_graph(inner) and (inside := cut(inner.inputs[0], inner.outputs[0])):
-            (start,) = parents(tensor)
-            return [keras.Model(source, start), *inside[0]], [*inside[1], *after]
-        if is_map(tensor) and not only_pools(tensor) and any(has_kernel(t) for t in (tensor, *before)):
-            return [keras.Model(source, tensor)], after
-    return None
-
-
-def grad_cam(keras_model: Any, name: str) -> Cam:
-    """Return the function that explains an image classifier. Raises Unexplainable."""
-    import keras
-
+    name = spec.name
+    keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise Unexplainable(
             f"Explanations need Keras on TensorFlow, and this server runs it on {keras.backend.backend()}."
         )
     import tensorflow as tf
 
-    if hasattr(keras_model.layers[-1], "original"):  # the shell of models/files.py
-        raise Unexplainable(f"{name} comes from Keras 2 or a SavedModel, and only layers of Keras 3 can be explained.")
-    (source,), output = keras_model.inputs, keras_model.outputs[0]
-    parts = cut(source, logits(output))
-    if not parts or not parts[1]:
-        raise Unexplainable(f"{name} has no convolutional features before its labels, so it cannot be explained.")
+    if not spec.image or spec.image[3]:
+        raise Unexplainable(f"{name} takes no pictures with their channels last, so it cannot be explained.")
+    if output < 0 or len(spec.outputs[output].shape) != 1:
+        raise Unexplainable(f"{name} has no output that is a list of classes, so it cannot be explained.")
+    source, answer = keras_model.inputs[0], keras_model.outputs[output]
+    structure, _ = structures(keras_model)
+    overrides = plain_gradients()
+    nothing = f"{name} has no convolutional features before its labels, so it cannot be explained."
+    signature = [
+        tf.TensorSpec((1, *source.shape[1:]), source.dtype, "picture"),
+        tf.TensorSpec((1, answer.shape[-1]), tf.float32, "direction"),
+    ]
 
-    def run(models: list[Any], tensor: Any) -> Any:
-        for part in models:
-            tensor = part(tensor, training=False)
-        return tensor
-
-    signature = [tf.TensorSpec((1, *source.shape[1:]), source.dtype), tf.TensorSpec((), tf.int32)]
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def heat(picture: Symbol, outputs: list[Symbol], direction: Symbol) -> Symbol:
+        scores = logits(outputs[output])
+        features = last_features(picture, scores)
+        if features is None:
+            raise Unexplainable(nothing)
+        scores = tf.reshape(tf.cast(scores, tf.float32), (1, -1))
+        (gradient,) = tf.gradients(tf.reduce_sum(scores * direction), features)
+        weights = tf.reduce_mean(tf.cast(gradient, tf.float32), axis=(0, 1, 2))  # (channels,)
+        return tf.nn.relu(tf.linalg.matvec(tf.cast(features[0], tf.float32), weights))
 
     @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
-    def explain(picture: Any, label: Any) -> Any:
-        features = run(parts[0], picture)  # (1, rows, columns, channels)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(features)
-            scores = run(parts[1], features)  # (1, classes)
-            if output.shape[-1] == 1:  # which speaks for the second of two classes, or against it for the first
-                scores = tf.concat([-scores, scores], axis=-1)
-            score = scores[0, label]
-        gradients = tape.gradient(score, features)
-        weights = tf.reduce_mean(tf.cast(gradients, tf.float32), axis=(0, 1, 2))  # (channels,)
-        return tf.nn.relu(tf.linalg.matvec(tf.cast(features[0], tf.float32), weights))  # (rows, columns)
+    def explain(picture: Symbol, direction: Symbol) -> Symbol:
+        with tf.compat.v1.get_default_graph().gradient_override_map(overrides):
+            outputs = keras_model(keras.tree.pack_sequence_as(structure, [picture]), training=False)
+        return heat(picture, keras.tree.flatten(outputs), direction)
 
-    return lambda picture, label: explain(tf.constant(picture), tf.constant(label, tf.int32)).numpy()
+    try:
+        return explain.get_concrete_function()
+    except Unexplainable:
+        raise
+    except Exception as error:  # noqa: BLE001 - a layer that takes no batch of one, an operation without a gradient
+        raise Unexplainable(f"The heat maps of {name} cannot be computed ({reason_of(error)}).") from None
+
+
+def logits(output: Symbol) -> Symbol:
+    """Return the scores before the softmax or sigmoid that ends in `output`; `output` itself where there is none.
+
+    The gradient of a probability says what separates a label from the others, and fades where the model is sure; the
+    paper takes the score.
+    """
+    tensor = output
+    while tensor.op.type in RESHAPING:
+        tensor = tensor.op.inputs[0]
+    return tensor.op.inputs[0] if tensor.op.type in ("Softmax", "Sigmoid") else output
+
+
+def last_features(picture: Symbol, scores: Symbol) -> Symbol | None:
+    """Return the last map that all scores hang on, before it is merely pooled; None where there is none.
+
+    It has a batch, height, width and channels; it is not one pixel; and it lies on the grid of a convolution before it,
+    as four axes may also be the heads of an attention.
+    """
+    for tensor, before in bottlenecks(picture, scores):
+        operations = [earlier.op for earlier in (*before, tensor)]
+        grids = {grid(op.outputs[0]) for op in operations if op.type in (*CONVOLUTIONS, *POOLINGS)}
+        convolved = any(op.type in CONVOLUTIONS for op in operations)
+        if convolved and grid(tensor) in grids - {None, (1, 1)} and tensor.op.type not in POOLINGS:
+            return tensor
+    return None
+
+
+def grid(tensor: Symbol) -> tuple[int, int] | None:
+    """Return the rows and columns of a tensor with four axes."""
+    return tuple(tensor.shape[1:3]) if tensor.shape.rank == 4 else None
+
+
+def bottlenecks(picture: Symbol, scores: Symbol) -> Iterator[tuple[Symbol, list[Symbol]]]:
+    """Yield from the last to the first each tensor that everything after it depends on, with all that lies before it.
+
+    Between two of them the graph may branch as it likes.
+    """
+    ordered = between(picture, scores)
+    known = {tensor.ref() for tensor in ordered}
+    needed = {scores.ref()}
+    while ordered:
+        tensor = ordered.pop()
+        if tensor.ref() not in needed:
+            continue
+        if len(needed) == 1:
+            yield tensor, ordered
+        needed.remove(tensor.ref())
+        needed |= {source.ref() for source in sources(tensor)} & known
+
+
+def between(picture: Symbol, scores: Symbol) -> list[Symbol]:
+    """Return the tensors that hang on the picture and that the scores hang on, each after those it is computed from."""
+    ordered: dict[Any, bool] = {picture.ref(): True}  # whether it hangs on the picture
+    stack = [(scores, False)]
+    while stack:
+        tensor, done = stack.pop()
+        if done:
+            ordered.setdefault(tensor.ref(), any(ordered.get(source.ref(), False) for source in sources(tensor)))
+        elif tensor.ref() not in ordered:
+            stack += [(tensor, True), *((source, False) for source in sources(tensor))]
+    return [reference.deref() for reference, hangs in ordered.items() if hangs]
+
+
+def sources(tensor: Symbol) -> list[Symbol]:
+    """Return the tensors that a tensor's numbers are computed from."""
+    return [] if tensor.op.type in ABOUT_SHAPES else list(tensor.op.inputs)

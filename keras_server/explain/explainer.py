@@ -1,35 +1,29 @@
-"""The thread that explains: it loads the Keras model behind what is served at the first use."""
+"""The thread that explains: it opens what computes heat maps at the first use."""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from keras_server.explain.cam import Cam, Unexplainable, grad_cam
+from keras_server.explain.cam import Cam, Unexplainable
 from keras_server.models.batcher import Batcher
-from keras_server.models.errors import StartupError
 from keras_server.models.spec import Spec
-
-log = logging.getLogger("keras_server")
 
 
 class Explainer:
-    """Explains one picture after the other, with gradients, hence with the Keras model.
+    """Explains one picture after the other.
 
     It shares nothing with the threads that predict but the processors.
     """
 
-    def __init__(self, spec: Spec, load: Callable[[], Any] | None, queue_size: int):
-        """Take the spec of what is served; `load` returns its Keras model or raises StartupError."""
-        self.spec, self.load, self.queue_size = spec, load, queue_size
+    def __init__(self, spec: Spec, explain: Callable[[], Cam] | None, queue_size: int):
+        """Take the spec of what is served; `explain` returns what computes its maps, or raises Unexplainable."""
+        self.spec, self.explain, self.queue_size = spec, explain, queue_size
         self.lock = threading.Lock()
         self.batcher: Batcher | None = None
         self.cam: Cam | None = None
-        self.flaw = ""  # why the model cannot be explained
 
     def heat(self, picture: np.ndarray, label: int) -> np.ndarray:
         """Return the map of a prepared picture, between 0 and 1, shape (rows, columns).
@@ -51,26 +45,10 @@ class Explainer:
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Compute one map, as the Batcher calls it: with one row in, and one row out."""
         if not self.cam:
-            if not self.flaw:
-                self.prepare()
-            if not self.cam:
-                raise Unexplainable(self.flaw)
+            if not self.explain:
+                raise Unexplainable(f"{self.spec.name} came from no file or architecture, so it cannot be explained.")
+            self.cam = self.explain()
         heat = self.cam(inputs[0], int(inputs[1][0]))
         if not np.isfinite(heat).all():
             raise ValueError(f"{self.spec.name} has gradients that are not finite")
         return [(heat / (heat.max() or 1))[np.newaxis]]
-
-    def prepare(self) -> None:
-        """Load the Keras model and find its features, or else why it cannot be explained."""
-        name = self.spec.name
-        try:
-            if not self.spec.image or self.spec.image[3]:
-                raise Unexplainable(f"{name} takes no pictures with their channels last, so it cannot be explained.")
-            if not self.load:
-                raise StartupError("it came from no file or architecture")
-            self.cam = grad_cam(self.load(), name)
-        except Unexplainable as error:
-            self.flaw = str(error)
-        except StartupError as error:
-            log.warning("%s cannot be explained: %s", name, error)
-            self.flaw = f"The Keras model of {name} cannot be loaded; the server's log says why."

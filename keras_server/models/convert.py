@@ -1,26 +1,136 @@
-"""A Keras model in OpenVINO's form, bound to the original: the same results, and the same numbers on random rows."""
+"""The program that converts a model and ends: python -m keras_server.models.convert, with a job as JSON on its input.
+
+It loads a model with Keras, converts it for OpenVINO with its heat map, holds both against Keras' own answers, and
+writes an export. The server has neither TensorFlow nor Keras in its process; see child.py for its side of this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_server.models.engines import openvino, plain
-from keras_server.models.spec import Spec, Tensor, numpy_type
-from keras_server.models.tracing import import_keras, reason_of, structures, trace
+from keras_server.explain.cam import Unexplainable, direction_of, heat_function
+from keras_server.models.describe import check_count, check_row_alone, describe
+from keras_server.models.engines import OpenVINOEngine, batched, openvino
+from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.export import Cache, write_export
+from keras_server.models.meaning import ask_noise, choose_output
+from keras_server.models.reference import Reference, differs, nudged
+from keras_server.models.source import Source
+from keras_server.models.spec import Spec
+from keras_server.models.tracing import import_keras, reason_of, trace
 
-TOLERANCE = 1e-4  # of an output's size
-ROWS = 3
-# Whole numbers up to here are tried: OpenVINO computes with 32 bits, some of it in float32, and 8 bits without carry.
-LARGEST = {1: 2**7, 2: 2**15, 4: 2**26, 8: 2**40}  # by bytes
+log = logging.getLogger("keras_server")
 
-Compute = Callable[[list[np.ndarray]], list[np.ndarray]]
+Stage = Callable[[str], None]  # is told what is being done, in a few words
 
 
 class ConversionError(Exception):
     """The model cannot be had in OpenVINO's form with the same answers; the message says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be converted, and where the export may lie."""
+
+    model: str  # as --model names it, and likewise the next four
+    weights: str
+    unsafe: bool
+    imports: Sequence[str]
+    output: str
+    cache_dir: str
+    useless: bool  # what the cache holds
+    elsewhere: str  # an empty folder, for what the cache cannot keep
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in Keras, what it takes and gives, and what it answers; None where nothing is known that it computes."""
+
+    model: Any
+    spec: Spec
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model in OpenVINO's form, with what cannot be had of it."""
+
+    loaded: Loaded
+    model: Any  # None, where `why` says why OpenVINO cannot run it
+    heat: Any = None  # None, where `flaw` says why it has no heat maps
+    why: str = ""
+    flaw: str = ""
+    explained: int = 0  # the output that the heat maps are of
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its export says, as JSON."""
+        return {"spec": asdict(self.loaded.spec), "why": self.why, "flaw": self.flaw, "explained": self.explained}
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """OpenVINO's models, by the names of their files."""
+        return {name: model for name, model in (("model", self.model), ("heat", self.heat)) if model}
+
+
+def load_described(source: Source) -> Loaded:
+    """Load a model and find out what it is. Raises StartupError where it cannot be served at all."""
+    keras_model = source.load()
+    spec = describe(source, keras_model)
+    reference = None
+    with contextlib.suppress(Exception):  # a model that computes nothing that we can think of is served unseen
+        reference = Reference(keras_model, spec)
+    if reference:
+        spec = ask_noise(replace(spec, sizes=tuple(reference.sizes)), reference.noise)
+        check_count(spec, reference.noise, len(reference.rows[0]))
+        if not spec.batch:
+            check_row_alone(reference)
+    return Loaded(keras_model, spec, reference)
+
+
+def convert_source(source: Source, output: str, stage: Stage = lambda words: None) -> Converted:
+    """Load a model and convert it, with a heat map of the output of this name. Raises StartupError."""
+    stage("loading it with Keras")
+    loaded = load_described(source)
+    try:
+        model = checked(loaded, stage)
+    except Exception as error:  # noqa: BLE001 - a converter may fail in any way
+        return Converted(loaded, None, why=reason_of(error))
+    loaded = replace(loaded, spec=replace(loaded.spec, engine=OpenVINOEngine.name))
+    stage("converting its heat maps")
+    explained = choose_output(loaded.spec, output)
+    try:
+        return Converted(loaded, model, convert_heat(loaded, explained), explained=explained)
+    except Unexplainable as error:
+        return Converted(loaded, model, flaw=str(error), explained=explained)
+
+
+def checked(loaded: Loaded, stage: Stage) -> Any:
+    """Return the OpenVINO model, which answers as Keras does. Raises what is in the way."""
+    tensors = (*loaded.spec.inputs, *loaded.spec.outputs)
+    if any(tensor.dtype == "string" for tensor in tensors):
+        raise ConversionError("it takes or gives text")
+    if any(tensor.dtype == "float64" for tensor in tensors):
+        raise ConversionError("it takes or gives float64, and OpenVINO computes in float32")
+    if not loaded.reference:
+        raise ConversionError("there is no size at which it could be compared with Keras")
+    stage("converting it for OpenVINO")
+    converted = convert(loaded.model)
+    stage("comparing the answers with Keras' own")
+    if words := loaded.reference.difference(batched(OpenVINOEngine(converted, "float32", 1, 1), loaded.spec.batch)):
+        raise ConversionError(f"converted, {words}")
+    return converted
 
 
 def convert(keras_model: Any) -> Any:
@@ -31,14 +141,16 @@ def convert(keras_model: Any) -> Any:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise ConversionError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
-    function = trace(keras_model)
+    return convert_function(trace(keras_model), len(keras_model.inputs))
+
+
+def convert_function(function: Any, inputs: int) -> Any:
+    """Return the OpenVINO model of a TensorFlow function with so many inputs. Raises as convert() does."""
     # Not shared: TensorFlow frees the weights once the Keras model is gone, and the answers would turn to noise.
     converted = openvino().convert_model(function, share_weights=False)
     # Operations whose result nobody uses become results, too: only those that the function returns are wanted.
     results = by_tensor_name(converted.get_results(), [tensor.name for tensor in function.outputs])
-    parameters = by_tensor_name(
-        converted.get_parameters(), [tensor.name for tensor in function.inputs[: len(keras_model.inputs)]]
-    )
+    parameters = by_tensor_name(converted.get_parameters(), [tensor.name for tensor in function.inputs[:inputs]])
     return openvino().Model(results, converted.get_sinks(), parameters, "model")
 
 
@@ -52,214 +164,92 @@ def by_tensor_name(nodes: list[Any], names: list[str]) -> list[Any]:
         raise ConversionError(f"its tensor {error} has no counterpart in the converted model") from None
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Rows to try a model with
-# ----------------------------------------------------------------------------------------------------------
+def convert_heat(loaded: Loaded, output: int) -> Any:
+    """Return the OpenVINO model of heat_function(), for the output of a number, which gives the same maps.
 
-
-def all_layers(keras_model: Any) -> Iterator[Any]:
-    """Yield every layer of a model, those of nested models and wrappers included."""
-    for layer in getattr(keras_model, "layers", ()):
-        yield layer
-        yield from all_layers(layer)
-        for name in ("layer", "forward_layer", "backward_layer", "cell", "original"):
-            if inner := getattr(layer, name, None):
-                yield inner
-                yield from all_layers(inner)
-
-
-def vocabulary(keras_model: Any) -> int | None:
-    """Return how many numbers a token may take, from 0, in all layers that take tokens; None without such a layer."""
-    sizes = [
-        size
-        for layer in all_layers(keras_model)
-        for size in (getattr(layer, "input_dim", None), getattr(layer, "num_tokens", None))
-        if isinstance(size, int) and type(layer).__name__ in ("Embedding", "ReversibleEmbedding", "CategoryEncoding")
-    ]
-    return min(sizes, default=None)
-
-
-def random_rows(keras_model: Any, spec: Spec, sizes: list[tuple[int, ...]], rows: int = ROWS) -> list[np.ndarray]:
-    """Return an array for each input, with so many rows of these shapes, of values that the model may be made for.
-
-    The end of the second row is padding, as of a shorter sequence.
+    Raises Unexplainable.
     """
-    random = np.random.default_rng(0)
-    tokens = vocabulary(keras_model)
-    return [
-        random_input(tensor, (rows, *size), random, tokens) for tensor, size in zip(spec.inputs, sizes, strict=True)
-    ]
+    spec, reference = loaded.spec, loaded.reference
+    function = heat_function(loaded.model, spec, output)
+    try:
+        converted = convert_function(function, 2)
+        assert reference is not None  # or it would not have been converted
+        picture = reference.rows[0][:1]
+        direction = direction_of(0, spec.outputs[output])
+        expected, moved = (np.asarray(function(array, direction)) for array in (picture, nudged(picture)))
+        (actual,) = OpenVINOEngine(converted, "float32", 1, 1)([picture, direction])
+        if words := differs(actual, expected, np.abs(moved - expected)):
+            raise ConversionError(f"converted, its heat map {words}")
+    except Exception as error:  # noqa: BLE001 - as above
+        raise Unexplainable(f"The heat maps of {spec.name} cannot be had in OpenVINO ({reason_of(error)}).") from None
+    return converted
 
 
-def random_input(tensor: Tensor, shape: tuple[int, ...], random: np.random.Generator, tokens: int | None) -> np.ndarray:
-    """Return random values of an input, whose shape has the batch first."""
-    if tensor.dtype == "string":
-        words = np.array([b"the cat sat", b"", b"on a mat of 7 words, perhaps"], object)
-        texts: np.ndarray = words[random.integers(0, len(words), shape)]
-        return texts
-    dtype = np.dtype(numpy_type(tensor.dtype))
-    is_image = len(shape) == 4
-    if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(dtype)
-    if is_image:
-        return random.uniform(0, 255, shape).astype(dtype)
-    values: np.ndarray
-    if tokens and len(shape) <= 3:
-        values = random.integers(0, tokens, shape)
-    elif dtype.kind in "iu":
-        values = random.integers(0, 10, shape)
+def do(job: Job, stage: Stage) -> Path:
+    """Convert a model, and return the folder of its export. Raises StartupError."""
+    source = Source(job.model, job.weights, job.unsafe, job.imports)
+    converted = convert_source(source, job.output, stage)
+    stage("writing it")
+    cache = Cache.of(source, job.cache_dir, job.output)
+    cache.was_read = job.useless
+    if cache.write(converted.models, converted.about):
+        return cache.entry
+    folder = Path(job.elsewhere)
+    try:
+        write_export(folder, converted.models, converted.about)
+    except (OSError, RuntimeError) as error:
+        raise StartupError(
+            f"The converted model can be written neither to --cache-dir nor to {folder} ({reason_of(error)}): make "
+            "room for it."
+        ) from None
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The program
+# ----------------------------------------------------------------------------------------------------------
+
+
+class Messages(logging.Handler):
+    """Tells the server what happens: a JSON object a line."""
+
+    def __init__(self, descriptor: int):
+        super().__init__()
+        self.file = os.fdopen(descriptor, "w", encoding="utf-8")
+
+    def send(self, **message: Any) -> None:
+        """Tell one thing."""
+        print(json.dumps(message), file=self.file, flush=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a line of the log on."""
+        self.send(level=record.levelno, log=record.getMessage())
+
+
+def main() -> int:
+    """Do one job. Returns the exit status: 0 with the path of the export told, 1 with the reason why there is none."""
+    messages = Messages(os.dup(1))
+    os.dup2(2, 1)  # what libraries print is none of our messages
+    log.handlers, log.propagate = [messages], False
+    log.setLevel(logging.INFO)
+    job = Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=end_with_the_server, daemon=True).start()
+    try:
+        messages.send(folder=str(do(job, lambda words: messages.send(stage=words))))
+    except DownloadError as error:
+        messages.send(error=str(error), download=error.reason)
+    except StartupError as error:
+        messages.send(error=str(error))
     else:
-        values = random.normal(size=shape)
-    if len(shape) > 1 and len(values) > 1 and shape[1] > 2:
-        values[1, -(shape[1] // 3) :] = 0
-    return values.astype(dtype)
+        return 0
+    return 1
 
 
-def large_numbers(array: np.ndarray) -> np.ndarray:
-    """Return an array of the same shape and type with large whole numbers in it; others come back as they are."""
-    if array.dtype.kind not in "iu":
-        return array
-    limits, largest = np.iinfo(array.dtype), LARGEST[array.dtype.itemsize]
-    low, high = max(limits.min, -largest), min(limits.max, 2 * largest)
-    return np.random.default_rng(2).integers(low, high, array.shape, array.dtype, endpoint=True)
+def end_with_the_server() -> None:
+    """End the process once the server has: then nobody holds the other end of its input."""
+    sys.stdin.read()
+    os._exit(1)
 
 
-def sizes_to_try(spec: Spec) -> Iterator[list[tuple[int, ...]]]:
-    """Yield shapes of a row for each input, with one length after the other for the axes of any length."""
-    lengths = (224, 256, 128, 64, 32, 512) if spec.image else (128, 64, 32, 16, 8, 256, 512, *range(1, 65))
-    for length in lengths:
-        yield [tuple(size or length for size in tensor.shape) for tensor in spec.inputs]
-        if all(None not in tensor.shape for tensor in spec.inputs):
-            return
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The comparison
-# ----------------------------------------------------------------------------------------------------------
-
-
-class Reference:
-    """What Keras itself answers to random rows: all together, and each alone.
-
-    The model is called as it stands, without a function traced of it: with axes of any length even predict() answers
-    with other shapes once it has been asked for several sizes (TimeDistributed after a masked LSTM, Keras 3.15).
-    """
-
-    def __init__(self, keras_model: Any, spec: Spec):
-        """Find a size that the model computes at all. Raises what it raised last where there is none."""
-        self.model, self.spec = keras_model, spec
-        self.keras = import_keras()
-        self.structure, _ = structures(keras_model)
-        error: Exception = ConversionError("there is no size to try it with")
-        self.sizes: list[tuple[int, ...]] = []
-        for sizes in sizes_to_try(spec):
-            rows = random_rows(keras_model, spec, sizes, spec.batch or ROWS)
-            try:
-                outputs = self.predict(rows)
-            except Exception as reason:  # noqa: BLE001 - a layer raises whatever it finds too short
-                error = reason
-                continue
-            tells = any(len(output) > 1 and (output[0] != output[1]).any() for output in outputs if output.ndim)
-            tells = tells and all(map(np.array_equal, self.predict(rows), outputs))
-            if tells or not self.sizes:  # of too short a sequence some layers make nothing, or what memory holds
-                self.noise, self.sizes, self.rows = outputs, sizes, rows
-            if tells or None not in (length for tensor in spec.inputs for length in tensor.shape) or len(rows[0]) == 1:
-                break
-        if not self.sizes:
-            raise error
-
-    def predict(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Return what Keras answers, for flat inputs as flat outputs."""
-        packed = self.keras.tree.pack_sequence_as(self.structure, inputs)
-        return [plain(np.asarray(output)) for output in self.keras.tree.flatten(self.model(packed, training=False))]
-
-    def samples(self) -> Iterator[list[np.ndarray]]:
-        """Yield batches to compare: rows together, each alone, and of another length where any length will do."""
-        yield self.rows
-        if not self.spec.batch:
-            for row in range(ROWS):
-                yield [array[row : row + 1] for array in self.rows]
-        if any(array.dtype.kind in "iu" for array in self.rows) and not vocabulary(self.model):
-            yield [large_numbers(array) for array in self.rows]
-        if any(None in tensor.shape for tensor in self.spec.inputs):
-            longer = [
-                tuple(size if known else size * 2 for known, size in zip(tensor.shape, sizes, strict=True))
-                for tensor, sizes in zip(self.spec.inputs, self.sizes, strict=True)
-            ]
-            yield random_rows(self.model, self.spec, longer, self.spec.batch or ROWS)
-
-    def difference(self, compute: Compute) -> str:
-        """Return in what another way of computing the model differs from Keras' own, in words; or nothing."""
-        for inputs in self.samples():
-            try:
-                expected = self.predict(inputs)
-            except Exception:  # noqa: BLE001 - not every length suits every model
-                continue
-            try:
-                actual = compute(inputs)
-            except Exception as error:  # noqa: BLE001 - an engine raises anything
-                return f"it fails on {len(inputs[0])} rows of {self.words(inputs)}: {reason_of(error)}"
-            if len(actual) != len(expected):
-                return f"it has {len(actual)} outputs instead of {len(expected)}"
-            exact = [np.zeros(())] * len(expected)
-            if not self.compared(actual, expected, exact):
-                continue
-            if words := self.compared(actual, expected, self.movement(inputs, expected)):
-                return f"{words}, on {len(inputs[0])} rows of {self.words(inputs)}"
-        return ""
-
-    def compared(self, actual: list[np.ndarray], expected: list[np.ndarray], moved: list[np.ndarray]) -> str:
-        """Return in which output two answers differ by more than rounding, and how, in words; or nothing."""
-        for tensor, a, b, slack in zip(self.spec.outputs, actual, expected, moved, strict=True):
-            if words := differs(np.asarray(a), b, slack):
-                return f"{tensor.name} {words}"
-        return ""
-
-    def movement(self, inputs: list[np.ndarray], expected: list[np.ndarray]) -> list[np.ndarray]:
-        """Return by how much Keras' own answers move where the inputs are rounded otherwise, in their last digit.
-
-        A model of random weights or great depth may well be so sensitive; no two ways of computing it agree better.
-        """
-        random = np.random.default_rng(1)
-
-        def nudge(array: np.ndarray) -> np.ndarray:
-            if array.dtype.kind != "f":
-                return array
-            factors = 1 + random.choice([-1e-6, 1e-6], array.shape)
-            return np.asarray(array * factors, array.dtype)
-
-        nudged = [nudge(array) for array in inputs]
-        if all(a is b for a, b in zip(nudged, inputs, strict=True)):
-            return [np.zeros(())] * len(expected)
-        outputs = self.predict(nudged)
-        return [
-            np.abs(a.astype(np.float64) - b) if a.dtype.kind in "fiu" else np.zeros(())
-            for a, b in zip(outputs, expected, strict=True)
-        ]
-
-    def words(self, inputs: list[np.ndarray]) -> str:
-        """Return the shapes of a row, for a sentence."""
-        return ", ".join("x".join(map(str, array.shape[1:])) or "one number" for array in inputs)
-
-
-def differs(actual: np.ndarray, expected: np.ndarray, moved: np.ndarray) -> str:
-    """Return in what an output differs from the expected one, in words, or nothing where they agree."""
-    if actual.shape != expected.shape:
-        return f"has shape {actual.shape} instead of {expected.shape}"
-    if expected.dtype.kind not in "fiu":
-        return "" if (actual.astype(expected.dtype) == expected).all() else "has other values"
-    a, b = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(b)
-    if not (np.isfinite(a) == finite).all():
-        return "is finite in other places"
-    if not finite.any():
-        return ""
-    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
-    size = np.abs(b).max()
-    allowed = np.minimum(10 * moved, size / 100) + TOLERANCE * size
-    if expected.dtype.kind in "iu":
-        allowed = np.where(moved > 0, np.inf, 0)  # a whole number that rounding turns says nothing
-    apart = np.abs(a - b)
-    if (apart <= allowed).all():
-        return ""
-    return f"differs by {apart.max():.2g} where its largest value is {size:.2g}"
+if __name__ == "__main__":
+    sys.exit(main())

@@ -138,6 +138,11 @@ def plain(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
+def batched(engine: Engine, batch: int | None) -> Engine:
+    """Return an engine that takes any number of rows, of one whose model may take batches of one size only."""
+    return FixedBatch(engine, batch) if batch else engine
+
+
 class FixedBatch:
     """Computes any number of rows with an engine whose model takes batches of one size only."""
 

@@ -1,6 +1,7 @@
 """An export, which is the folder of one converted model, and the cache of exports that later starts begin from.
 
-    model.xml, model.bin   the model in OpenVINO's form; further pairs likewise
+    model.xml, model.bin   the model in OpenVINO's form; none where OpenVINO cannot run it
+    heat.xml, heat.bin     its heat maps: a picture and a direction (see explain/cam.py) to a map
     about.json             {"format": ..., "sha256": {"model.xml": ..., "model.bin": ..., "about": ...}, "about": {...}}
 
 In the cache each export has a marker beside these, which holds the name of its folder. Whatever has none, or another's,
@@ -20,16 +21,19 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from keras_server import __version__
 from keras_server.models.engines import openvino
+from keras_server.models.source import Source
+from keras_server.models.spec import Spec
 
 log = logging.getLogger("keras_server")
 
-FORMAT = "keras-server-export/3"  # to be changed whenever an export is made in another way, or holds other things
+FORMAT = "keras-server-export/4"  # to be changed whenever an export is made in another way, or holds other things
 PACKAGES = ("openvino", "keras", "tensorflow", "tf_keras", "numpy")  # which take part in making one
 MARKER = ".keras-server-cache"
 OURS = re.compile(rf"[a-z_]+\.(xml|bin)|about\.json|{re.escape(MARKER)}")  # the files that the cache itself makes
@@ -63,9 +67,34 @@ def read_export(folder: Path) -> dict[str, Any]:
         actual = {name: sha256_of(about) if name == "about" else sha256(folder / name) for name in sums}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{folder} is not a whole export ({error}).") from None
-    if actual != sums or not {"model.xml", "model.bin", "about"} <= sums.keys() or not isinstance(about, dict):
+    if actual != sums or "about" not in sums or not isinstance(about, dict):
         raise ExportError(f"{folder} is damaged: what it holds is not what was written.")
     return about
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model as it was exported."""
+
+    folder: Path
+    spec: Spec  # as the model itself has it, without the settings
+    why: str  # OpenVINO cannot run it; empty where it can
+    flaw: str  # why there are no heat maps; empty where there are
+    explained: int  # the output that the heat maps are of
+    settings: dict[str, str]  # options that were given when it was exported
+
+    @classmethod
+    def of(cls, folder: Path, about: dict[str, Any]) -> Export:
+        """Return what a folder's about.json describes. Raises ExportError."""
+        try:
+            return cls(folder, **about | {"spec": Spec.from_json(about["spec"]), "settings": about.get("settings", {})})
+        except (LookupError, TypeError, ValueError) as error:
+            raise ExportError(f"{folder} was written by another version of the server ({error}).") from None
+
+    @classmethod
+    def read(cls, folder: Path) -> Export:
+        """Return an export, after a look at every byte of it. Raises ExportError."""
+        return cls.of(folder, read_export(folder))
 
 
 def sha256(file: Path) -> str:
@@ -107,8 +136,14 @@ class Cache:
             self.folder = None
             log.info("There is no cache of converted models (%s).", error)
 
+    @classmethod
+    def of(cls, source: Source, folder: str, output: str) -> Cache:
+        """Look for the export of a source, whose heat maps are of the output of this name."""
+        files = [*source.files, *source.imports] if source.files else []
+        return cls(folder, source.name, files, {"unsafe": str(source.unsafe), "output": output})
+
     def read(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the path of the converted model and what was kept with it, or None."""
+        """Return the folder of the export that is kept, and what it says of its model, or None."""
         if not self.folder or not is_trusted(self.folder) or not is_trusted(self.entry):
             return None
         if entry_made_as(self.entry) != self.entry.name:
@@ -122,24 +157,25 @@ class Cache:
             file = self.entry / "about.json"
             os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
         self.was_read = True
-        return self.entry / "model.xml", about
+        return self.entry, about
 
-    def write(self, converted: Any, about: Mapping[str, Any], **others: Any) -> None:
-        """Keep a converted model, and others beside it, for the next start, in place of a damaged copy.
+    def write(self, models: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+        """Keep an export for the next start, in place of a damaged copy, and return whether it is there.
 
         A folder that cannot be written to is no reason not to serve: the log says so.
         """
         if not self.folder:
-            return
-        temporary = None
+            return False
+        temporary, done = None, False
         try:
             self.folder.mkdir(0o700, parents=True, exist_ok=True)
             if not is_trusted(self.folder):
                 raise PermissionError("others may write there, or own it: chmod 700")
             temporary = Path(tempfile.mkdtemp(prefix=f"{self.entry.name}.tmp-", dir=self.folder))
             (temporary / MARKER).write_text(self.entry.name)
-            write_export(temporary, {"model": converted, **others}, about)
+            write_export(temporary, models, about)
             self.put(temporary)
+            done = True
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             log.info("The converted model could not be kept in %s (%s).", self.folder, reason)
@@ -148,6 +184,7 @@ class Cache:
                 remove(temporary)
         with contextlib.suppress(OSError):
             self.sweep()
+        return done
 
     def put(self, temporary: Path) -> None:
         """Give a finished folder its name, whole or not at all, whoever else does so just now. Raises OSError."""

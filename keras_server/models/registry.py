@@ -93,16 +93,17 @@ def adapt(model: object, settings: Settings) -> Served:
 
 def serve_source(source: Source, settings: Settings) -> Served:
     """Load, convert and warm up a model. Raises StartupError."""
-    engine, spec = open_model(source, settings)
-    return Served(spec, engine, settings.max_batch, settings.queue_size, source.load)
+    opened = open_model(source, settings)
+    return Served(opened.spec, opened.engine, settings.max_batch, settings.queue_size, opened.explain)
 
 
 def load(settings: Settings) -> Served:
     """Return the model that the settings name; without one resnet50, or else the bundled one. Raises StartupError."""
+    source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
     if settings.model:
-        return serve_source(Source(settings.model, settings.weights, settings.unsafe_model), settings)
+        return serve_source(source, settings)
     try:
-        return serve_source(Source("resnet50", settings.weights, settings.unsafe_model), settings)
+        return serve_source(source, settings)
     except DownloadError as error:
         log.warning(
             "ResNet50's weights are not in Keras' cache and cannot be downloaded (%s), so the bundled "

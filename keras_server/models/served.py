@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_server import telemetry
+from keras_server.explain.cam import Cam
 from keras_server.explain.explainer import Explainer
 from keras_server.models.batcher import Batcher
 from keras_server.models.engines import Engine
@@ -23,15 +24,15 @@ class Served:
         engine: Engine,
         max_batch: int = 8,
         queue_size: int = 128,
-        load: Callable[[], Any] | None = None,
+        explain: Callable[[], Cam] | None = None,
     ):
-        """Take a model's spec and engine. `load` returns its Keras model, for heat maps, or raises StartupError."""
+        """Take a model's spec and engine. `explain` returns what computes heat maps, or raises Unexplainable."""
         self.spec = spec
         self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes)
         telemetry.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": spec.precision})
         telemetry.WAITING.set_function(lambda: self.batcher.waiting)
         # Who waits for a heat map holds one of the front's threads; this many leave the predictions enough of them.
-        self.explainer = Explainer(spec, load, min(max_batch, queue_size))
+        self.explainer = Explainer(spec, explain, min(max_batch, queue_size))
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Return the output that labels come from, for a batch of the only input, both with the batch as first axis.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import os
+import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from keras_server.images import PREPROCESS
+from keras_server.models.architectures import PREPROCESS_OF, cached_weights, check_architecture
 from keras_server.models.errors import DownloadError, StartupError
 from keras_server.models.files import is_model_file, is_saved_model, kind_of, load_file, newest_version, training_loss
 from keras_server.models.tracing import import_keras, reason_of
@@ -22,18 +20,22 @@ BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.
 class Source:
     """A model as the settings name it: an architecture with weights, a file, or a SavedModel folder."""
 
-    def __init__(self, model: str, weights: str = "", unsafe: bool = False):
-        """Look whether it can be there at all. Raises StartupError."""
+    in_memory = False  # whether Keras has loaded it already, in this process
+
+    def __init__(self, model: str, weights: str = "", unsafe: bool = False, imports: Sequence[str] = ()):
+        """Look whether it can be there at all. `imports` are files of Python to run first. Raises StartupError."""
         is_path = re.search(r"[./\\]", model) or Path(model).exists()
         self.path = BUNDLED if model == "bundled" else Path(model) if is_path else None
-        self.name = reachable(self.path) if self.path else model.lower()
-        self.weights, self.unsafe = weights, unsafe
+        self.name = reachable(self.path) if self.path else check_architecture(model.lower())
+        self.model, self.weights, self.unsafe = model, weights, unsafe
+        self.imports = [Path(file) for file in imports]
         self.is_architecture = not self.path
         if self.path and weights:
             raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
         file = self.path or (Path(weights) if weights else None)
-        if file and not file.exists():
-            raise StartupError(f"There is no file {file}.")
+        for wanted in (file, *self.imports):
+            if wanted and not wanted.exists():
+                raise StartupError(f"There is no file {wanted}.")
         if self.path and self.path.is_dir() and not is_saved_model(self.path):
             self.path = newest_version(self.path) or self.path
         if self.path and not (is_saved_model(self.path) or is_model_file(self.path)):
@@ -48,19 +50,20 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """The files that make the model what it is, as far as they are here already."""
+        """The files that make the model what it is, as far as they are here already; none: nobody can tell."""
         if self.path or self.weights:
             path = self.path or Path(self.weights)
             return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        folder = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
-        # Keras keeps MobileNetV2 in mobilenet_v2_weights_....h5.
-        return sorted(file for file in folder.glob("*.h5") if self.name in re.sub("[-_]", "", file.name.lower()))
+        return cached_weights(self.name)
 
     def load(self) -> Any:
         """Return the Keras model. Raises StartupError."""
+        for file in self.imports:
+            run_file(file)
         if self.path:
             return load_file(self.path, self.unsafe)
-        build = architecture(self.name)
+        applications = vars(import_keras().applications)
+        build = next(build for name, build in applications.items() if name[0].isupper() and name.lower() == self.name)
         try:
             return build(weights=self.weights or "imagenet")
         except Exception as error:  # noqa: BLE001 - Keras raises anything, and a failed download is a bare Exception
@@ -75,44 +78,30 @@ def reachable(path: Path) -> str:
     return re.sub(r"[\x00-\x20:?#%\\\x7f]+", "_", path.name if path.is_dir() else path.stem) or "model"
 
 
+def run_file(file: Path) -> None:
+    """Run a user's file of Python, and let Keras find the layers and functions in it. Raises StartupError."""
+    description = importlib.util.spec_from_file_location(file.stem, file)
+    if not description or not description.loader:
+        raise StartupError(f"--import {file}: this is no file of Python.")
+    module = importlib.util.module_from_spec(description)
+    sys.modules[file.stem] = module  # where Keras, too, looks for its classes
+    try:
+        description.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is somebody's program
+        raise StartupError(f"--import {file} fails: {type(error).__name__}: {reason_of(error)}") from None
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    import_keras().saving.get_custom_objects().update(own)  # also those that are not registered
+
+
 class KerasModel(Source):
     """A model that Keras has loaded already."""
 
-    def __init__(self, keras_model: Any):
-        self.path, self.name, self.weights, self.unsafe, self.model = None, keras_model.name, "", False, keras_model
-        self.is_architecture = keras_model.name in classifiers()  # Keras calls its ResNet50 resnet50
+    in_memory = True
 
-    @property
-    def files(self) -> list[Path]:
-        """None: it is converted anew each time."""
-        return []
+    def __init__(self, keras_model: Any):
+        self.path, self.name, self.keras_model = None, keras_model.name, keras_model
+        self.is_architecture = keras_model.name in PREPROCESS_OF  # Keras calls its ResNet50 resnet50
 
     def load(self) -> Any:
         """Return it."""
-        return self.model
-
-
-def classifiers() -> dict[str, Any]:
-    """Return the functions that build the classifiers of keras.applications, by their names in lower case."""
-    return {n.lower(): c for n, c in vars(import_keras().applications).items() if n[0].isupper()}
-
-
-def architecture(name: str) -> Any:
-    """Return the function that builds a classifier of keras.applications. Raises StartupError."""
-    known = classifiers()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, [*known], 1, cutoff=0)[0]
-    raise StartupError(f"{name} is neither a file nor a classifier of keras.applications, such as {near}.")
-
-
-def preprocess_of(name: str) -> str:
-    """Return the key of PREPROCESS of an architecture, found by trying its own preprocess_input."""
-    preprocess_input = sys.modules[architecture(name).__module__].preprocess_input
-    pixels = np.random.default_rng(0).uniform(0, 255, (1, 2, 2, 3)).astype(np.float32)
-    expected = preprocess_input(pixels.copy(), data_format="channels_last")
-    for mode, (order, mean, deviation) in PREPROCESS.items():
-        ordered = pixels[..., ::-1] if order == "BGR" else pixels
-        if np.allclose((ordered - np.array(mean)) / np.array(deviation), expected, atol=1e-3):
-            return mode
-    raise StartupError(f"This release of Keras preprocesses for {name} in a way that the server does not know.")
+        return self.keras_model

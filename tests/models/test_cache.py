@@ -30,9 +30,9 @@ def tiny(factor: float = 2.0) -> Any:
     return sys.modules["openvino"].Model([ops.multiply(x, np.full((1, 3), factor, np.float32))], [x])
 
 
-def answer(xml: Path) -> list[float]:
+def answer(folder: Path) -> list[float]:
     """What a kept model makes of 1, 2, 3."""
-    compiled = openvino().Core().compile_model(xml, "CPU")
+    compiled = openvino().Core().compile_model(folder / "model.xml" if folder.is_dir() else folder, "CPU")
     (row,) = compiled(np.array([[1, 2, 3]], np.float32)).to_tuple()
     return [float(value) for value in row[0]]
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def kept(folder: Path, file: Path, name: str = "own", factor: float = 2.0) -> Cache:
     """A cache that holds the model."""
-    Cache(str(folder), name, [file]).write(tiny(factor), ABOUT)
+    Cache(str(folder), name, [file]).write({"model": tiny(factor)}, ABOUT)
     cache = Cache(str(folder), name, [file])
     assert cache.read()
     return cache
@@ -66,10 +66,10 @@ def kept(folder: Path, file: Path, name: str = "own", factor: float = 2.0) -> Ca
 def test_what_is_kept_comes_back(folder: Path, file: Path) -> None:
     cache = Cache(str(folder), "own", [file])
     assert cache.read() is None
-    cache.write(tiny(), ABOUT)
-    xml, about = Cache(str(folder), "own", [file]).read() or pytest.fail("nothing was kept")
+    cache.write({"model": tiny()}, ABOUT)
+    found, about = Cache(str(folder), "own", [file]).read() or pytest.fail("nothing was kept")
     assert about == ABOUT
-    assert answer(xml) == [2, 4, 6]
+    assert answer(found) == [2, 4, 6]
     assert [*folder.iterdir()] == [cache.entry]
     assert {path.name for path in cache.entry.iterdir()} == FILES
     assert re.fullmatch("own-[0-9a-f]{32}", cache.entry.name)
@@ -79,10 +79,10 @@ def test_what_is_kept_comes_back(folder: Path, file: Path) -> None:
 def test_other_models_beside_it(folder: Path, file: Path) -> None:
     """An export can hold more than one graph, and all of them are watched over."""
     cache = Cache(str(folder), "own", [file])
-    cache.write(tiny(2), ABOUT, heatmap=tiny(3))
-    xml, _ = cache.read() or pytest.fail("nothing was kept")
-    assert (answer(xml), answer(xml.with_name("heatmap.xml"))) == ([2, 4, 6], [3, 6, 9])
-    xml.with_name("heatmap.bin").write_bytes(b"")
+    cache.write({"model": tiny(2), "heat": tiny(3)}, ABOUT)
+    found, _ = cache.read() or pytest.fail("nothing was kept")
+    assert (answer(found), answer(found / "heat.xml")) == ([2, 4, 6], [3, 6, 9])
+    (found / "heat.bin").write_bytes(b"")
     assert cache.read() is None
 
 
@@ -95,14 +95,14 @@ def test_any_name_will_do(name: str, folder: Path, file: Path) -> None:
 def test_without_a_folder_or_files_nothing_is_kept(tmp_path: Path, file: Path) -> None:
     before = {*tmp_path.rglob("*")}
     for cache in (Cache("", "own", [file]), Cache(str(tmp_path / "cache"), "own", [])):
-        cache.write(tiny(), ABOUT)
+        cache.write({"model": tiny()}, ABOUT)
         assert cache.read() is None
     assert {*tmp_path.rglob("*")} == before
 
 
 def test_a_model_file_that_cannot_be_read_is_for_keras_to_tell(folder: Path, tmp_path: Path) -> None:
     cache = Cache(str(folder), "own", [tmp_path / "none"])
-    cache.write(tiny(), ABOUT)
+    cache.write({"model": tiny()}, ABOUT)
     assert cache.read() is None
 
 
@@ -113,7 +113,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, file: Path, caplog: pytest.Log
     caplog.set_level("INFO")
     monkeypatch.setattr(Path, "expanduser", fail)
     cache = Cache("~/x", "own", [file])
-    cache.write(tiny(), ABOUT)
+    cache.write({"model": tiny()}, ABOUT)
     assert cache.read() is None
     assert "home directory" in caplog.text
 
@@ -237,25 +237,25 @@ def test_a_damaged_entry_is_passed_over_and_replaced(name: str, folder: Path, fi
     DAMAGE[name](cache.entry)
     again = Cache(str(folder), "own", [file])
     assert again.read() is None
-    again.write(tiny(5), ABOUT)
-    xml, about = Cache(str(folder), "own", [file]).read() or pytest.fail("it was not repaired")
-    assert (answer(xml), about) == ([5, 10, 15], ABOUT)
+    again.write({"model": tiny(5)}, ABOUT)
+    found, about = Cache(str(folder), "own", [file]).read() or pytest.fail("it was not repaired")
+    assert (answer(found), about) == ([5, 10, 15], ABOUT)
     assert [*folder.iterdir()] == [again.entry]
     assert {path.name for path in again.entry.iterdir()} == FILES
 
 
 def test_a_whole_entry_that_was_of_no_use_is_replaced(folder: Path, file: Path) -> None:
     cache = kept(folder, file)  # read, and then something went wrong with it
-    cache.write(tiny(5), ABOUT)
-    assert answer(cache.entry / "model.xml") == [5, 10, 15]
+    cache.write({"model": tiny(5)}, ABOUT)
+    assert answer(cache.entry) == [5, 10, 15]
 
 
 def test_a_whole_entry_that_another_process_wrote_meanwhile_stays(folder: Path, file: Path) -> None:
     late = Cache(str(folder), "own", [file])
     assert late.read() is None
     kept(folder, file)
-    late.write(tiny(5), ABOUT)
-    assert answer(late.entry / "model.xml") == [2, 4, 6]
+    late.write({"model": tiny(5)}, ABOUT)
+    assert answer(late.entry) == [2, 4, 6]
     assert [*folder.iterdir()] == [late.entry]
 
 
@@ -327,7 +327,7 @@ def test_a_folder_in_an_entrys_place_stays(folder: Path, file: Path, caplog: pyt
     before = tree(folder)
     again = Cache(str(folder), "own", [file])
     assert again.read() is None
-    again.write(tiny(), ABOUT)
+    again.write({"model": tiny()}, ABOUT)
     assert tree(folder) == before
     assert "holds what the cache did not make" in caplog.text
 
@@ -342,7 +342,7 @@ def test_links_are_not_followed_out(dangling: bool, folder: Path, file: Path, tm
     before = tree(tmp_path)
     again = Cache(str(folder), "own", [file])
     assert again.read() is None
-    again.write(tiny(5), ABOUT)
+    again.write({"model": tiny(5)}, ABOUT)
     assert tree(tmp_path) == before
 
 
@@ -440,7 +440,7 @@ def test_a_folder_that_others_may_write_to_is_neither_read_nor_written(
     folder.chmod(mode)
     before = tree(folder)
     assert cache.read() is None
-    cache.write(tiny(5), ABOUT)
+    cache.write({"model": tiny(5)}, ABOUT)
     assert tree(folder) == before
     assert "chmod 700" in caplog.text
     folder.chmod(0o755)
@@ -453,7 +453,7 @@ def test_a_file_in_the_folders_place(folder: Path, file: Path, caplog: pytest.Lo
     for place in (folder, folder / "deeper"):
         cache = Cache(str(place), "own", [file])
         assert cache.read() is None
-        cache.write(tiny(), ABOUT)
+        cache.write({"model": tiny()}, ABOUT)
     assert folder.read_text() == "mine"
     assert caplog.text.count("could not be kept") == 2
 
@@ -504,7 +504,7 @@ model = tiny()
 old, new = (Cache(sys.argv[1], name, [Path(sys.argv[2])]) for name in ("own", "new"))
 {stranger}
 print("old", old.read() is not None)
-new.write(model, ABOUT)
+new.write({{"model": model}}, ABOUT)
 print("new", new.read())
 """
     output = child(code, str(folder), str(file))
@@ -522,7 +522,7 @@ def test_a_folder_of_somebody_else_is_not_trusted(stranger: str, folder: Path, f
     before = tree(folder)
     os.chown(folder, 12345, 12345)
     assert cache.read() is None, "its owner could have put anything there"
-    cache.write(tiny(5), ABOUT)
+    cache.write({"model": tiny(5)}, ABOUT)
     os.chown(folder, 0, 0)
     os.chown(cache.entry, 12345, 12345)
     assert cache.read() is None
@@ -540,11 +540,11 @@ x = ops.parameter([-1, 1000], np.float32)
 large = sys.modules["openvino"].Model([ops.matmul(x, np.eye(1000, dtype=np.float32), False, False)], [x])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 cache = Cache(sys.argv[1], "own", [Path(sys.argv[2])])
-cache.write(large, ABOUT | {"labels": ["x" * 20] * 1000})
+cache.write({"model": large}, ABOUT | {"labels": ["x" * 20] * 1000})
 print("read", cache.read())
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 print("left", os.listdir(sys.argv[1]))
-cache.write(large, ABOUT)
+cache.write({"model": large}, ABOUT)
 print("then", cache.read() is not None)
 """
     output = child(code, str(folder), str(file), str(limit))
@@ -566,7 +566,7 @@ for turn in range(60):
         with contextlib.suppress(FileNotFoundError, RuntimeError):  # replaced since, by another
             good += answer(found[0]) in ([2, 4, 6], [3, 6, 9]) or sys.exit("a wrong answer")
     if not found or random.random() < 0.3:
-        cache.write(tiny(random.choice([2, 3])), ABOUT)
+        cache.write({"model": tiny(random.choice([2, 3]))}, ABOUT)
     if random.random() < 0.3:
         with contextlib.suppress(OSError):
             os.unlink(cache.entry / random.choice(["model.bin", "about.json", MARKER]))

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import absl.logging
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, engine_and_spec
 
-from keras_server.models import opening
-from keras_server.models.convert import ConversionError, Reference, convert, differs
+from keras_server.models import convert as converting
+from keras_server.models.convert import ConversionError, convert
+from keras_server.models.describe import describe
 from keras_server.models.engines import OpenVINOEngine
 from keras_server.models.errors import StartupError
-from keras_server.models.opening import describe, open_model
+from keras_server.models.reference import Reference, differs
 from keras_server.models.source import KerasModel, Source
 from keras_server.models.spec import Spec, Tensor, probabilities
 from keras_server.models.tracing import import_keras, reason_of, structures
@@ -31,7 +33,7 @@ ON_KERAS = {"argmax.keras", "int8.keras", "mixed_bfloat16.keras", "masking.keras
 
 
 def open_file(path: Path, **settings: Any) -> Any:
-    return open_model(Source(str(path), unsafe=path.name in UNSAFE), Settings(cache_dir="", **settings))
+    return engine_and_spec(Source(str(path), unsafe=path.name in UNSAFE), Settings(cache_dir="", **settings))
 
 
 def arrays(numbers: Any, kind: str) -> list[np.ndarray]:
@@ -156,7 +158,7 @@ def test_a_model_of_an_own_class_is_told_how_to_be_saved(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", sorted(UNSAFE))
 def test_code_in_a_file_is_not_run_unless_allowed(name: str) -> None:
     with pytest.raises(StartupError, match="--unsafe-model"):
-        open_model(Source(str(DATA / name)), Settings(cache_dir=""))
+        engine_and_spec(Source(str(DATA / name)), Settings(cache_dir=""))
 
 
 def test_inputs_of_keras_2_keep_their_order(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_inputs_of_keras_2_keep_their_order(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras 2 finds its own format old
         tf_keras.Model([last, first], outputs).save(path)
-    engine, spec = open_model(Source(str(path)), Settings(cache_dir=""))
+    engine, spec = engine_and_spec(Source(str(path)), Settings(cache_dir=""))
     values = {"z_first": np.array([[1.0, 2.0]], np.float32), "a_second": np.array([[1.0, 2.0, 3.0]], np.float32)}
     answers = dict(zip([t.name for t in spec.outputs], engine([values[t.name] for t in spec.inputs]), strict=True))
     assert answers["twice"].tolist() == [[2, 4]]
@@ -283,7 +285,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_layer_answers_as_keras_does(kind: str) -> None:
     keras_model = build(KINDS[kind])
-    engine, spec = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+    engine, spec = engine_and_spec(KerasModel(keras_model), Settings(cache_dir=""))
     assert len(spec.outputs) == len(keras_model.outputs)
     keras = import_keras()
     random = np.random.default_rng(7)
@@ -311,7 +313,7 @@ def test_the_answers_of_a_quantized_model_are_those_of_keras() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of its own input layer
         keras_model.quantize("int8")
-    engine, _ = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+    engine, _ = engine_and_spec(KerasModel(keras_model), Settings(cache_dir=""))
     rows = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     np.testing.assert_allclose(engine([rows])[0], np.asarray(keras_model(rows)), atol=1e-5)
     assert engine([rows])[0].std() > 0.01
@@ -322,7 +324,7 @@ def test_a_fixed_batch_is_honoured() -> None:
     for batch in (1, 4):
         x = keras.Input(batch_shape=(batch, 3))
         keras_model = keras.Model(x, keras.layers.Dense(2)(x))
-        engine, spec = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+        engine, spec = engine_and_spec(KerasModel(keras_model), Settings(cache_dir=""))
         assert spec.batch == batch
         rows = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
         kernel, bias = keras_model.get_weights()
@@ -353,8 +355,8 @@ def test_a_wrong_conversion_is_not_served(monkeypatch: pytest.MonkeyPatch, caplo
     caplog.set_level("INFO", "keras_server")
     keras_model = build(lambda k: functional(k, k.layers.Dense(3), shape=(4,)))
     other = build(lambda k: functional(k, k.layers.Dense(3, bias_initializer="ones"), shape=(4,)))
-    monkeypatch.setattr(opening, "convert", lambda _: convert(other))
-    engine, spec = open_model(KerasModel(keras_model), Settings(cache_dir=""))
+    monkeypatch.setattr(converting, "convert", lambda _: convert(other))
+    engine, spec = engine_and_spec(KerasModel(keras_model), Settings(cache_dir=""))
     assert spec.engine == "keras/tensorflow"
     assert re.search(r"converted, dense\w* differs by 1 where its largest value is \d", caplog.text)
     rows = np.ones((2, 4), np.float32)
@@ -367,10 +369,11 @@ def test_a_wrong_conversion_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_pat
     path = tmp_path / "own.keras"
     build(lambda k: functional(k, k.layers.Dense(3), shape=(4,))).save(path)
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "convert", lambda _: convert(other))
-        open_model(Source(str(path)), settings)
-    assert not (tmp_path / "cache").exists()
-    assert open_model(Source(str(path)), settings)[1].engine == "openvino"
+        patch.setattr(converting, "convert", lambda _: convert(other))
+        engine_and_spec(Source(str(path)), settings)
+    assert not [*(tmp_path / "cache").rglob("*.bin")], "only the verdict is kept"
+    shutil.rmtree(tmp_path / "cache")
+    assert engine_and_spec(Source(str(path)), settings)[1].engine == "openvino"
     assert len([*(tmp_path / "cache").iterdir()]) == 1
 
 
@@ -421,7 +424,7 @@ def spec_of(maker: Callable[[Any], Any], tmp_path: Path, ending: str = "keras", 
         warnings.simplefilter("ignore")  # Keras finds the old format old
         absl.logging.set_verbosity(absl.logging.ERROR)
         build(maker).save(path)
-    return open_model(Source(str(path)), Settings(cache_dir="", **settings))[1]
+    return engine_and_spec(Source(str(path)), Settings(cache_dir="", **settings))[1]
 
 
 MEANINGS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
@@ -593,7 +596,7 @@ def test_engines_of_several_lanes_answer_alike() -> None:
 def test_whole_numbers_are_computed_as_keras_does(dtype: str, number: int, compute: Any, expected: int) -> None:
     keras = import_keras()
     tensor = keras.Input((3,), dtype=dtype)
-    engine, _ = open_model(KerasModel(keras.Model(tensor, compute(keras, tensor))), Settings(cache_dir=""))
+    engine, _ = engine_and_spec(KerasModel(keras.Model(tensor, compute(keras, tensor))), Settings(cache_dir=""))
     assert engine([np.full((2, 3), number, dtype)])[0].tolist() == [[expected] * 3] * 2
 
 
@@ -602,13 +605,13 @@ def test_a_model_that_mixes_rows_is_refused() -> None:
     tensor = keras.Input((4,))
     for output in (tensor - keras.ops.mean(tensor, axis=0), keras.ops.flip(tensor, axis=0)):
         with pytest.raises(StartupError, match="mixes the rows of a batch"):
-            open_model(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
+            engine_and_spec(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
 
 
 def test_float64_is_computed_in_float64() -> None:
     keras = import_keras()
     tensor = keras.Input((2,), dtype="float64")
-    engine, spec = open_model(KerasModel(keras.Model(tensor, tensor - 1e9)), Settings(cache_dir=""))
+    engine, spec = engine_and_spec(KerasModel(keras.Model(tensor, tensor - 1e9)), Settings(cache_dir=""))
     assert spec.outputs[0].dtype == "float64"
     assert engine([np.array([[1e9 + 1.5, 1e9]])])[0].tolist() == [[1.5, 0]]
 
@@ -616,7 +619,7 @@ def test_float64_is_computed_in_float64() -> None:
 def test_whole_pictures_are_still_converted() -> None:
     keras = import_keras()
     layers = [keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
-    assert open_model(KerasModel(keras.Sequential(layers)), Settings(cache_dir=""))[1].engine == "openvino"
+    assert engine_and_spec(KerasModel(keras.Sequential(layers)), Settings(cache_dir=""))[1].engine == "openvino"
 
 
 def test_a_tensor_without_numbers_is_refused() -> None:
@@ -625,14 +628,14 @@ def test_a_tensor_without_numbers_is_refused() -> None:
         tensor = keras.Input(shape)
         output = keras.layers.Dense(2)(tensor)[:, :stop]
         with pytest.raises(StartupError, match=r"of shape \(None, 0\) goes in or comes out"):
-            open_model(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
+            engine_and_spec(KerasModel(keras.Model(tensor, output)), Settings(cache_dir=""))
 
 
 def test_as_many_features_as_rows_are_no_rows() -> None:
     keras = import_keras()
     tensor = keras.Input((3,))
     with pytest.raises(StartupError, match="has no row for each that goes in"):
-        open_model(KerasModel(keras.Model(tensor, keras.ops.sum(tensor, 0))), Settings(cache_dir=""))
+        engine_and_spec(KerasModel(keras.Model(tensor, keras.ops.sum(tensor, 0))), Settings(cache_dir=""))
 
 
 def test_names_with_blanks_are_served_layer_by_layer(
@@ -643,7 +646,7 @@ def test_names_with_blanks_are_served_layer_by_layer(
     keras = import_keras()
     tensor = keras.Input((3,), name="in put")
     model = keras.Model(tensor, keras.layers.Dense(2, kernel_initializer="ones", name="out put")(tensor))
-    engine, spec = open_model(KerasModel(model), Settings(cache_dir=""))
+    engine, spec = engine_and_spec(KerasModel(model), Settings(cache_dir=""))
     assert [tensor.name for tensor in spec.outputs] == ["out put"]
     assert engine([np.array([[1, 2, 3]], np.float32)])[0].tolist() == [[6, 6]]
     assert "'out put' is not a valid scope name" in caplog.text
@@ -653,6 +656,6 @@ def test_lists_in_a_dict_are_outputs_each() -> None:
     keras = import_keras()
     tensor = keras.Input((1,))
     model = keras.Model(tensor, {"q": [tensor + 1, tensor * 2], "b": {"x": tensor - 3}})
-    engine, spec = open_model(KerasModel(model), Settings(cache_dir=""))
+    engine, spec = engine_and_spec(KerasModel(model), Settings(cache_dir=""))
     assert len(spec.outputs) == 3
     assert [output.tolist() for output in engine([np.array([[5]], np.float32)])] == [[[2]], [[6]], [[10]]]

@@ -3,6 +3,7 @@
 import gc
 import io
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,11 @@ from PIL import Image
 
 import run_keras_server as server
 from keras_server.images import PREPROCESS
-from keras_server.models import engines, opening
+from keras_server.models import architectures, engines, opening
+from keras_server.models import convert as converting
 from keras_server.models import source as loading
 from keras_server.models.convert import convert
+from keras_server.models.describe import describe
 
 keras: Any = pytest.importorskip("keras")
 Setter = Callable[..., None]
@@ -155,9 +158,15 @@ def test_default_falls_back_to_the_bundled_model(setting: Setter, cache: str, mo
     setting(cache_dir=cache)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise Exception("URL fetch failure on https://example.org/resnet50.h5: None -- [Errno -2] Name not known")
+        raise urllib.error.URLError(OSError(-2, "Name not known"))
 
-    monkeypatch.setattr(keras.applications, "ResNet50", refuse)
+    monkeypatch.setattr(architectures.urllib.request, "urlopen", refuse)
+    convert_here = opening.convert_in_child
+    monkeypatch.setattr(
+        opening,
+        "convert_in_child",
+        lambda name, job: convert_here(name, job) if name != "resnet50" else pytest.fail("Keras was asked"),
+    )
     server.load_model()
     assert spec().name == "efficientnet_lite0"
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
@@ -168,8 +177,10 @@ def test_default_falls_back_to_the_bundled_model(setting: Setter, cache: str, mo
         server.load_model()
 
 
-def test_resnet50_in_keras_cache_is_the_default(resnet: Any, setting: Setter, monkeypatch: Any) -> None:
+def test_resnet50_in_keras_cache_is_the_default(resnet: Any, setting: Setter, monkeypatch: Any, tmp_path: Path) -> None:
     setting(engine="keras")  # which needs no conversion
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    (tmp_path / "home" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels.h5").touch()
     built = []
 
     def build(weights: str) -> Any:
@@ -311,7 +322,7 @@ MISTAKES: dict[str, tuple[dict[str, str], str]] = {
     "not a model": ({"model": str(DOG)}, "not a Keras model"),
     "weights with a file": ({"model": "bundled", "weights": "x.h5"}, "--weights is for"),
     "no such weights": ({"model": "resnet50", "weights": "x.h5"}, "no file"),
-    "bad preprocess": ({"model": "bundled", "preprocess": "cafe"}, "cafe is neither"),
+    "bad preprocess": ({"model": "bundled", "preprocess": "cafe"}, "--preprocess cafe is no mode"),
     "too few labels": ({"model": "bundled", "labels": str(DOG.parent / "requirements.txt")}, "1000 classes"),
     "labels that are none": ({"model": "bundled", "labels": str(DOG)}, "no text file"),
 }
@@ -359,7 +370,7 @@ def test_model_that_openvino_cannot_convert(setting: Setter, tmp_path: Path, mon
     def fail(_: Any) -> None:
         raise ValueError("no translation\nfor op Strange")
 
-    monkeypatch.setattr(opening, "convert", fail)
+    monkeypatch.setattr(converting, "convert", fail)
     server.load_model()
     assert spec().engine == "keras/tensorflow"
     assert "no translation" in caplog.text
@@ -404,19 +415,36 @@ def test_every_family_of_keras_applications_is_described(name: str) -> None:
     build = getattr(keras.applications, name)
     with keras.StatelessScope():  # the graph, with weights that are never computed with
         keras_model = build(weights=None)
-    spec = opening.describe(loading.Source(name.lower()), keras_model)
+    spec = describe(loading.Source(name.lower()), keras_model)
     height, width, channels, first = spec.image or pytest.fail("not taken for an image model")
     assert (channels, first, spec.classes) == (3, False, 1000)
     assert keras_model.input_shape[1:3] in ((height, width), (None, None))
 
 
 def test_every_classifier_of_keras_applications_has_a_name_and_a_preprocessing() -> None:
-    names = [name for name in vars(keras.applications) if name[0].isupper()]
-    assert len(names) >= 40
-    for name in names:
-        module = sys.modules[loading.architecture(name.lower()).__module__]
-        order, mean, deviation = PREPROCESS[loading.preprocess_of(name.lower())]
+    builders = {name.lower(): build for name, build in vars(keras.applications).items() if name[0].isupper()}
+    assert builders.keys() == architectures.PREPROCESS_OF.keys()
+    for name, build in builders.items():
+        module = sys.modules[build.__module__]
+        order, mean, deviation = PREPROCESS[architectures.PREPROCESS_OF[name]]
         pixels = np.random.default_rng(1).uniform(0, 255, (1, 4, 4, 3)).astype(np.float32)
         ordered = pixels[..., ::-1] if order == "BGR" else pixels
         ours = (ordered - np.array(mean)) / np.array(deviation)
         assert np.allclose(ours, module.preprocess_input(pixels.copy()), atol=1e-4), name
+
+
+def test_weights_come_from_where_keras_fetches_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they can be had is asked there before Keras is."""
+    asked = []
+
+    def get_file(*arguments: Any, **options: Any) -> None:
+        asked.append(next(value for value in (*arguments, *options.values()) if str(value).startswith("http")))
+        raise ConnectionError
+
+    for name, build in vars(keras.applications).items():
+        if name in ("ResNet50", "MobileNetV2", "EfficientNetV2B0", "ConvNeXtTiny", "VGG16", "NASNetMobile"):
+            monkeypatch.setattr(sys.modules[build.__module__].file_utils, "get_file", get_file)
+            with pytest.raises(ConnectionError):
+                build(weights="imagenet")
+    assert len(asked) == 6
+    assert all(url.startswith(architectures.WEIGHTS) for url in asked)

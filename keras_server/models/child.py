@@ -1,0 +1,80 @@
+"""The server's side of convert.py: has a process of its own convert a model, and passes on what it tells."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import keras_server
+from keras_server.models.convert import Job
+from keras_server.models.errors import DownloadError, StartupError
+
+log = logging.getLogger("keras_server")
+
+
+class Crashed(Exception):
+    """The process ended without a word while it converted a model that it had loaded; the message says how."""
+
+
+def convert_in_child(name: str, job: Job) -> Path:
+    """Do a job in a process of its own, for the model of this name, and return the folder of the export.
+
+    Raises StartupError, DownloadError, or Crashed where Keras itself may still be able to run the model.
+    """
+    told: dict[str, Any] = {}
+    stage = "starting"
+    shown = tqdm(desc=f" * {name}", bar_format="{desc}: {postfix} ({elapsed})", disable=None, leave=False)
+    if shown.disable:  # nobody watches
+        log.info(
+            "%s is being converted for OpenVINO, in a process of its own, which Keras and TensorFlow end with.", name
+        )
+    root = str(Path(keras_server.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    with (
+        shown,
+        tempfile.TemporaryFile("w+", errors="replace") as noise,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "keras_server.models.convert"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+        print(json.dumps(asdict(job)), file=process.stdin, flush=True)
+        for line in process.stdout:
+            message = json.loads(line)
+            if "log" in message:
+                log.log(message["level"], "%s", message["log"])
+            stage = message.get("stage", stage)
+            shown.set_postfix_str(stage)
+            told |= message
+        status = process.wait()
+        process.stdin.close()
+        if "download" in told:
+            raise DownloadError(name, told["download"])
+        if "error" in told:
+            raise StartupError(told["error"])
+        if status == 0:
+            return Path(told["folder"])
+        noise.seek(0)
+        print(noise.read(), file=sys.stderr)
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    if status == -9:
+        raise StartupError(f"The process that converts {name} was killed while {stage}, as when memory runs out.")
+    sentence = f"the process that converts it ended with {how} while {stage}"
+    if stage.startswith(("converting", "comparing")):
+        raise Crashed(sentence)
+    raise StartupError(f"{name} cannot be served: {sentence}; what it printed stands above.")
