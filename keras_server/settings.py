@@ -68,9 +68,16 @@ def colour(text: str) -> str:
     return text
 
 
-def setting(default: T, help: str, read: Reader = str, metavar: str = "", empty: bool = False) -> T:
-    """Return a field of Settings. `empty` says that an empty variable is a value, and not the same as none."""
-    result: T = field(default=default, metadata={"help": help, "read": read, "metavar": metavar, "empty": empty})
+def setting(
+    default: T, help: str, read: Reader = str, metavar: str = "", empty: bool = False, of_model: bool = False
+) -> T:
+    """Return a field of Settings.
+
+    `empty` says that an empty variable is a value, and not the same as none; `of_model`, that it belongs to a model and
+    not to a server, and so may stand beside the model's file.
+    """
+    metadata = {"help": help, "read": read, "metavar": metavar, "empty": empty, "of_model": of_model}
+    result: T = field(default=default, metadata=metadata)
     return result
 
 
@@ -89,17 +96,17 @@ class Settings:
     weights: str = setting("", "weights file for the architecture that --model names, instead of a download",
         metavar="FILE")
     labels: str = setting("", 'names of the classes: a line each, a JSON list, {"0": "cat"}, {"cat": 0}, or '
-        "Keras' class index", metavar="FILE")
+        "Keras' class index", metavar="FILE", of_model=True)
     preprocess: str = setting("auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's "
-        "name; auto is the architecture's own, and none for a file", metavar="MODE")
+        "name; auto is the architecture's own, and none for a file", metavar="MODE", of_model=True)
     activation: str = setting("auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
-        one_of("auto", "none", "softmax", "sigmoid"))
+        one_of("auto", "none", "softmax", "sigmoid"), of_model=True)
     output: str = setting("", "name of the output that /predict answers from, where the model has several",
-        metavar="NAME")
+        metavar="NAME", of_model=True)
     engine: str = setting("auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
         one_of("auto", "openvino", "keras"))
     precision: str = setting("float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
-        one_of("float32", "bfloat16"))
+        one_of("float32", "bfloat16"), of_model=True)
     max_batch: int = setting(8, "most images that the model computes at once", COUNT, "N")
     decode_threads: int = setting(0, "most images that are decoded at once; 0: one a processor", THREADS, "N")
     engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N")
@@ -111,7 +118,7 @@ class Settings:
     max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
     max_megapixels: float = setting(50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP")
     background: str = setting("white", "colour that shows through what is transparent: a name, or #rrggbb", colour,
-        "COLOUR")
+        "COLOUR", of_model=True)
     queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
     timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
         number(float, 0.01, 86_400), "SECONDS")
@@ -128,7 +135,12 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which another process on this machine reads the same settings."""
-        values = {row.variable: getattr(self, row.name) for row in SETTINGS if getattr(self, row.name) != row.default}
+        values = {
+            row.variable: getattr(self, row.name)
+            for row in SETTINGS
+            # What is as by default may stand otherwise beside the model.
+            if getattr(self, row.name) != row.default or (row.of_model and self.model)
+        }
         # A key with a comma can only have come from the file, which is named as well.
         return {
             variable: ",".join(key for key in value if "," not in key) if isinstance(value, tuple) else str(value)
@@ -148,6 +160,7 @@ class Setting:
     read: Reader
     metavar: str
     empty: bool
+    of_model: bool
 
     @property
     def option(self) -> str:
@@ -187,10 +200,19 @@ class Setting:
 SETTINGS = tuple(Setting(row.name, row.default, **row.metadata) for row in fields(Settings))
 
 
-def read_settings(arguments: Sequence[str] = ()) -> Settings:
-    """Return the settings, the command line before the environment before the defaults.
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside a model: settings by name, and the file that they were found in, for sentences."""
 
-    Exits with status 2 and one line where a setting cannot be read, with status 0 after --help and --version.
+    values: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
+
+
+def read_settings(arguments: Sequence[str] = (), beside: Callable[[str], Beside] = lambda model: Beside()) -> Settings:
+    """Return the settings: the command line before the environment, what stands beside the model, and the defaults.
+
+    `beside` returns that for what --model says, or raises click.UsageError with a sentence. Exits with status 2 and
+    one line where a setting cannot be read, with status 0 after --help and --version.
     """
     command = click.Command(
         "keras-server",
@@ -199,12 +221,17 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
         epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
         context_settings={"max_content_width": 120},
     )
+    found = Beside()
     try:
         context = command.make_context("keras-server", [*arguments])
+        found = beside(context.params["model"])
+        if found.values:
+            context = command.make_context("keras-server", [*arguments], default_map=found.values)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:
-        stop(f"{spelling(error)}{error.message if spelling(error) else error.format_message()}")
+        where = spelling(error, found.where)
+        stop(f"{where}{error.message if where else error.format_message()}")
     values = dict(context.params)
     sources = {row.name: context.get_parameter_source(row.name) for row in SETTINGS}
     for row in SETTINGS:
@@ -227,14 +254,19 @@ def version_option() -> click.Option:
                         help="Show the version and exit.")  # fmt: skip
 
 
-def spelling(error: click.UsageError) -> str:
-    """Return where a value that cannot be read stands, as "--port: " or "KERAS_SERVER_PORT: "; else nothing."""
+def spelling(error: click.UsageError, beside: str) -> str:
+    """Return where a value that cannot be read stands: as "--port: ", "KERAS_SERVER_PORT: " or "my.toml: crop: ".
+
+    Else nothing.
+    """
     row = next((row for row in SETTINGS if isinstance(error, click.BadParameter) and error.param
                 and error.param.name == row.name), None)  # fmt: skip
     if not row or not error.ctx:
         return ""
-    from_environment = error.ctx.get_parameter_source(row.name) is ParameterSource.ENVIRONMENT
-    return f"{row.variable if from_environment else row.option}: "
+    source = error.ctx.get_parameter_source(row.name)
+    if source is ParameterSource.DEFAULT_MAP:
+        return f"{beside}: {row.name}: "
+    return f"{row.variable if source is ParameterSource.ENVIRONMENT else row.option}: "
 
 
 def stop(sentence: str) -> NoReturn:

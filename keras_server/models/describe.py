@@ -11,7 +11,7 @@ from keras_server.models.architectures import PREPROCESS_OF
 from keras_server.models.errors import StartupError
 from keras_server.models.meaning import last_activation, meaning_of
 from keras_server.models.reference import Reference, all_layers, differs
-from keras_server.models.source import BUNDLED, Source
+from keras_server.models.source import Source
 from keras_server.models.spec import Spec, Tensor
 from keras_server.models.tracing import import_keras, structures
 
@@ -50,7 +50,7 @@ def describe(source: Source, keras_model: Any) -> Spec:
     )
     preprocess = PREPROCESS_OF[source.name] if source.is_architecture else "none"
     spec = Spec(source.name, tensors[0], meanings, preprocess, batch=batches.pop() if len(batches) == 1 else None)
-    return spec if source.is_architecture or source.path == BUNDLED else replace(spec, labels=())
+    return spec if source.has_labels else replace(spec, labels=())
 
 
 def tensor_names(keras_model: Any, inputs: Any, outputs: Any) -> tuple[list[str], list[str]]:

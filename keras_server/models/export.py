@@ -140,7 +140,8 @@ class Cache:
     def of(cls, source: Source, folder: str, output: str) -> Cache:
         """Look for the export of a source, whose heat maps are of the output of this name."""
         files = [*source.files, *source.imports] if source.files else []
-        return cls(folder, source.name, files, {"unsafe": str(source.unsafe), "output": output})
+        options = {"unsafe": str(source.unsafe), "output": output, "labels": str(source.has_labels)}
+        return cls(folder, source.name, files, options)
 
     def read(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the folder of the export that is kept, and what it says of its model, or None."""

@@ -44,6 +44,11 @@ class Source:
             )
 
     @property
+    def has_labels(self) -> bool:
+        """Whether it is known to tell ImageNet's classes apart."""
+        return self.is_architecture or self.path == BUNDLED
+
+    @property
     def loss(self) -> tuple[str, bool]:
         """The name of the loss that the model was trained with, as far as its file says so, and whether on logits."""
         return training_loss(self.path)

@@ -1,0 +1,94 @@
+"""The settings that stand beside a model: what belongs to it, whoever serves it.
+
+flowers.keras         --model flowers.keras
+flowers.toml          preprocess = "tf", and what else of the README's table belongs to a model
+flowers.labels.txt    the names of its classes, in any form that --labels takes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import tomllib
+from pathlib import Path
+
+import click
+
+from keras_server.models.export import Export, ExportError
+from keras_server.settings import SETTINGS, Beside
+
+ROWS = {row.name: row for row in SETTINGS if row.of_model}
+
+
+def beside(model: str) -> Beside:
+    """Return what stands beside a model as --model names it. Raises click.UsageError."""
+    if model in ("", "bundled") or not Path(model).exists():
+        return Beside()
+    path = Path(model)
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(model))
+    if (path / "about.json").is_file():
+        return of_export(path)
+    is_folder = path.is_dir()
+    name = path.name if is_folder else path.stem  # a folder's name may well have a dot in it
+    folders = (path.parent, path) if is_folder else (path.parent,)
+    labels = only([folder / f"{name}.labels.txt" for folder in folders])
+    file = only([folder / f"{name}.toml" for folder in folders])
+    values = ({"labels": str(labels)} if labels else {}) | (read_toml(file) if file else {})
+    return Beside(values, str(file or labels or ""))
+
+
+def only(candidates: list[Path]) -> Path | None:
+    """Return the one that is there, if any. Raises click.UsageError where two are."""
+    found = [path for path in candidates if path.is_file()]
+    if len(found) > 1:
+        raise click.UsageError(f"{found[0]} and {found[1]} are both there: which is meant? Remove one.")
+    return found[0] if found else None
+
+
+def read_toml(file: Path) -> dict[str, str]:
+    """Return the settings in a file beside a model. Raises click.UsageError."""
+    try:
+        content = tomllib.loads(file.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f'{file} is no TOML ({error}): write preprocess = "tf", say.') from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file} is not UTF-8: save it as UTF-8.") from None
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read ({error.strerror}).") from None
+    return {key: read_value(file, key, value) for key, value in content.items()}
+
+
+def read_value(file: Path, key: str, value: object) -> str:
+    """Return a setting's text; the name of a file counts from the folder that it is read in.
+
+    Raises click.UsageError.
+    """
+    if isinstance(value, dict):
+        raise click.UsageError(f'{file}: {key!r} is a table: write its settings without one, as preprocess = "tf".')
+    if key not in ROWS:
+        if row := next((row for row in SETTINGS if row.name.rstrip("_") == key.replace("-", "_")), None):
+            raise click.UsageError(
+                f"{file}: {key} belongs to the server and not to the model: give it as {row.option}. "
+                f"Here stand {', '.join(ROWS)}."
+            )
+        near = difflib.get_close_matches(key, ROWS, 1, cutoff=0)[0]
+        raise click.UsageError(f"{file}: {key!r} is no setting of a model: did you mean {near}?")
+    row = ROWS[key]
+    if not isinstance(value, str):
+        wanted = "the name of a file" if row.metavar == "FILE" else "a text"
+        raise click.UsageError(f"{file}: {key} has to be {wanted} in quotes, and {value!r} is none.")
+    if row.metavar == "FILE" and value:
+        return str(file.parent / value)
+    return value
+
+
+def of_export(folder: Path) -> Beside:
+    """Return the options that an export was made with. Raises click.UsageError."""
+    file = folder / "about.json"
+    with contextlib.suppress(ExportError):  # what is wrong with it is said once it is to be served
+        return Beside(
+            {key: read_value(file, key, text) for key, text in Export.read(folder).settings.items()}, str(file)
+        )
+    return Beside()
