@@ -65,8 +65,9 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     """
     spec = app.current_model().spec
     # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
-    image = images.decode(image, 2 * max(target), spec.mode, settings.background)
-    image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    side = images.least_side(image, target, settings.interpolation)
+    image = images.decode(image, side, spec.mode, settings.background)
+    image = images.resize(image, target, settings.crop, settings.interpolation)
     return images.to_array(image, spec.preprocess)[np.newaxis]
 
 

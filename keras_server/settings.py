@@ -97,8 +97,14 @@ class Settings:
         metavar="FILE")
     labels: str = setting("", 'names of the classes: a line each, a JSON list, {"0": "cat"}, {"cat": 0}, or '
         "Keras' class index", metavar="FILE", of_model=True)
-    preprocess: str = setting("auto", "what the model was trained with: none, caffe, tf, torch, or an architecture's "
-        "name; auto is the architecture's own, and none for a file", metavar="MODE", of_model=True)
+    preprocess: str = setting("auto", "what the model was trained with: none (0 to 255), unit (0 to 1), tf (-1 to 1), "
+        "caffe, torch, or an architecture's name; auto is the architecture's own, and none for a file",
+        metavar="MODE", of_model=True)
+    crop: str = setting("none", "none, which squeezes pictures into the model's shape, or centre, which cuts their "
+        "middle out", one_of("none", "centre"), of_model=True)
+    interpolation: str = setting("bicubic", "how pictures are resized: bicubic, bilinear, nearest, lanczos, box or "
+        "hamming, as Pillow does, or tensorflow, as image_dataset_from_directory does",
+        one_of("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming", "tensorflow"), of_model=True)
     activation: str = setting("auto", "none, softmax or sigmoid, on the model's output; auto finds out if it is logits",
         one_of("auto", "none", "softmax", "sigmoid"), of_model=True)
     output: str = setting("", "name of the output that /predict answers from, where the model has several",

@@ -45,7 +45,9 @@ def prepare(data: bytes, target: tuple[int, int] = (60, 40)) -> np.ndarray:
 def test_preprocessing_equals_keras(keras: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, preprocess=mode)
     expected = np.asarray(Image.open(DOG).resize((224, 224)), np.float32)[np.newaxis]
-    if mode != "none":
+    if mode == "unit":
+        expected = keras.layers.Rescaling(1 / 255)(expected)
+    elif mode != "none":
         expected = keras.applications.imagenet_utils.preprocess_input(expected, mode=mode)
     prepared = prepare(DOG.read_bytes(), (224, 224))
     assert prepared.dtype == np.float32

@@ -86,6 +86,8 @@ def test_every_setting_can_stand_in_both(setting: Setting, monkeypatch: pytest.M
         "precision": "bfloat16",
         "activation": "softmax",
         "log_format": "json",
+        "crop": "centre",
+        "interpolation": "lanczos",
         "background": "black",
     }.get(setting.name, "on" if isinstance(setting.default, bool) else "7" if setting.default != () else "k")
     if setting.name == "api_key_file":

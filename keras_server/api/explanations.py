@@ -19,7 +19,7 @@ from keras_server.api.context import current_app, current_model, current_setting
 from keras_server.api.uploads import decode, read_uploads
 from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
-from keras_server.images import ImageError, open_image, upright_size
+from keras_server.images import ImageError, open_image, seen, upright_size
 from keras_server.images import decode as decode_image
 from keras_server.models.spec import probabilities
 
@@ -44,7 +44,9 @@ def explain() -> ResponseReturnValue:
         image = open_image(data, current_settings().max_megapixels)
         accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
         if accepted == "image/png":
-            return flask.Response(draw(image, heat), content_type="image/png", headers={"Vary": "Accept"})
+            return flask.Response(
+                draw(image, heat, served.spec.target), content_type="image/png", headers={"Vary": "Accept"}
+            )
         width, height = upright_size(image)
     except ImageError as error:
         flask.abort(400, str(error))
@@ -52,6 +54,7 @@ def explain() -> ResponseReturnValue:
         flask.abort(422, str(error))
     answer = {"success": True, "model": served.spec.name, "label": labels[label], "probability": float(row[label])}
     answer |= {"map": np.round(heat.astype(float), 6).tolist(), "width": width, "height": height}
+    answer["seen"] = seen((width, height), served.spec.target, current_settings().crop)
     return answer, {"Vary": "Accept"}
 
 
@@ -72,12 +75,16 @@ def choose(row: np.ndarray, labels: Sequence[str], requested: str | None) -> int
     return int(requested)
 
 
-def draw(image: Image.Image, heat: np.ndarray) -> bytes:
-    """Return the PNG of a picture under its map. Raises ImageError, or Overdue."""
+def draw(image: Image.Image, heat: np.ndarray, target: tuple[int, int]) -> bytes:
+    """Return the PNG of a picture under its map, for a model that takes pictures of the target's width and height.
+
+    Raises ImageError, or Overdue.
+    """
+    settings = current_settings()
     with current_app().decoder():
-        picture = decode_image(image, SIDE, "RGB", current_settings().background)
+        picture = decode_image(image, SIDE, "RGB", settings.background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        picture = overlay(picture, heat)
+        picture = overlay(picture, heat, seen(picture.size, target, settings.crop))
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)  # more takes its time, and photos hardly get smaller
     return out.getvalue()

@@ -41,10 +41,17 @@ def ramp(steps: int = 256) -> np.ndarray:
     return colours
 
 
-def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Return the RGB picture under its map: the more a spot speaks for the label, the more of it is coloured."""
-    smooth = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
-    values = np.asarray(smooth).clip(0, 1)
+def overlay(picture: Image.Image, heat: np.ndarray, box: tuple[float, float, float, float]) -> Image.Image:
+    """Return the RGB picture under its map: the more a spot speaks for the label, the more of it is coloured.
+
+    The map is of what the model has seen, which is the part of the picture in the box: left, top, right, bottom.
+    """
+    left, top, right, bottom = map(round, box)
+    size = max(right - left, 1), max(bottom - top, 1)
+    smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    whole = Image.new("F", picture.size)
+    whole.paste(smooth, (left, top))
+    values = np.asarray(whole).clip(0, 1)
     colours = Image.fromarray(ramp()[np.rint(255 * values).astype(np.uint8)])
     mask = Image.fromarray(np.rint(255 * STRENGTH * values).astype(np.uint8))
     return Image.composite(colours, picture, mask)

@@ -78,7 +78,7 @@ def open_model(source: Source, settings: Settings) -> Opened:
     spec = decide(replace(spec, labels=labels or spec.labels, preprocess=mode or spec.preprocess), settings)
     if labels:
         check_labels(spec.labels, classes_of(spec), spec.name)
-    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "tf"):
+    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "unit", "tf"):
         raise StartupError(
             f"--preprocess {settings.preprocess} is for RGB, and {spec.name} takes {spec.image[2]} channels."
         )

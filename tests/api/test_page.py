@@ -343,6 +343,17 @@ def test_the_heat_map(visit: Visit, site: str) -> None:
     expect(card.locator("figcaption")).to_be_hidden()
 
 
+def test_the_heat_map_of_a_cropped_photo_covers_what_the_model_saw(visit: Visit, site: str) -> None:
+    page = visit(site)
+    seen = {"success": True, "map": [[1, 1], [1, 1]], "width": 400, "height": 300, "seen": [50, 0, 350, 300]}
+    page.route("**/explain*", answer(200, seen))
+    canvas = explained(page).locator(".heat")
+    columns = canvas.evaluate(
+        "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, 1).data].filter((_, i) => i % 4 === 3)"
+    )
+    assert columns == [0] * 48 + [255] * 288 + [0] * 48
+
+
 def test_the_strength_of_the_heat_map(visit: Visit, site: str) -> None:
     card = explained(visit(site))
     expect(card.locator(".heat")).to_have_css("opacity", "0.75")
@@ -362,7 +373,10 @@ def test_what_cannot_be_explained_says_so(visit: Visit, site: str) -> None:
 
 def test_a_map_of_nothing_says_so(visit: Visit, site: str) -> None:
     page = visit(site)
-    page.route("**/explain*", answer(200, {"success": True, "map": [[0, 0], [0, 0]], "width": 4, "height": 3}))
+    page.route(
+        "**/explain*",
+        answer(200, {"success": True, "map": [[0, 0], [0, 0]], "width": 4, "height": 3, "seen": [0, 0, 4, 3]}),
+    )
     card = explained(page)
     expect(card.locator(".why")).to_have_text("Nothing in this picture speaks for “German shepherd”.")
 

@@ -208,20 +208,22 @@ function stretch(line, length) {
 
 const transposed = (map) => map[0].map((_, i) => map.map((row) => row[i]));
 
-/** Draw a map: the more a spot speaks for the label, the brighter and the less transparent. */
-function paint(canvas, map, wide, high) {
-  const scale = 384 / Math.max(wide, high);
-  canvas.width = Math.max(1, Math.round(scale * wide));
-  canvas.height = Math.max(1, Math.round(scale * high));
-  const rows = map.map((row) => stretch(row, canvas.width));
-  const columns = transposed(rows).map((column) => stretch(column, canvas.height));
-  const image = new ImageData(canvas.width, canvas.height);
-  for (let y = 0, i = 0; y < canvas.height; y++)
-    for (let x = 0; x < canvas.width; x++, i += 4) {
+/** Draw a map where the model saw the picture: the more a spot speaks for the label, the less transparent. */
+function paint(canvas, { map, width, height, seen }) {
+  const scale = 384 / Math.max(width, height);
+  canvas.width = Math.max(1, Math.round(scale * width));
+  canvas.height = Math.max(1, Math.round(scale * height));
+  const [left, top, right, bottom] = seen.map((edge) => Math.round(scale * edge));
+  const [wide, high] = [Math.max(1, right - left), Math.max(1, bottom - top)];
+  const rows = map.map((row) => stretch(row, wide));
+  const columns = transposed(rows).map((column) => stretch(column, high));
+  const image = new ImageData(wide, high);
+  for (let y = 0, i = 0; y < high; y++)
+    for (let x = 0; x < wide; x++, i += 4) {
       const value = Math.round(255 * Math.min(1, Math.max(0, columns[x][y])));
       image.data.set([...COLOURS[value], value], i);
     }
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d").putImageData(image, left, top);
 }
 
 /** Say where a map is strongest, for those who cannot see it. */
@@ -408,14 +410,14 @@ class Card {
   }
 
   heat(label) {
-    const { map, width, height } = this.maps.get(label);
+    const answer = this.maps.get(label);
     const canvas = this.part(".heat");
-    const where = place(map);
+    const where = place(answer.map);
     const words = where
       ? `What speaks for “${spoken(label)}” is strongest ${where}.`
       : `Nothing in this picture speaks for “${spoken(label)}”.`;
-    paint(canvas, map, width, height);
-    if (this.root.classList.contains("blind")) this.part(".frame").style.aspectRatio = `${width} / ${height}`;
+    paint(canvas, answer);
+    if (this.root.classList.contains("blind")) this.part(".frame").style.aspectRatio = `${answer.width} / ${answer.height}`;
     canvas.setAttribute("aria-label", `Heat map. ${words}`);
     canvas.hidden = false;
     this.part(".why").textContent = words;
