@@ -21,6 +21,7 @@ from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
 
+pytest_plugins = ["scripted_server"]  # fixtures of the clients' tests
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
 
