@@ -8,7 +8,7 @@ RUN python -m venv /opt/venv
 WORKDIR /srv/keras-server
 COPY requirements.txt .
 RUN /opt/venv/bin/pip install -r requirements.txt
-COPY run_keras_server.py LICENSE ./
+COPY run_keras_server.py simple_request.py LICENSE ./
 COPY keras_server keras_server
 # The bundled model is converted here, so that the container starts in a second and never needs to write.
 RUN KERAS_SERVER_MODEL=bundled KERAS_SERVER_CACHE_DIR=/opt/cache CUDA_VISIBLE_DEVICES="" \

@@ -27,6 +27,7 @@ from PIL import Image
 
 from keras_server import api, images, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
+from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, raise_file_limit, url_of
 from keras_server.front.server import Front, give_memory_back
@@ -138,9 +139,13 @@ def create_app() -> api.App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load the model and serve it. Returns the exit status."""
+    """Load the model and serve it, or do what the command that comes first says. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        sys.modules.setdefault("run_keras_server", sys.modules[__name__])  # the commands import it under this name
+        return COMMANDS[arguments[0]](arguments[1:])
     give_memory_back()
-    configure(sys.argv[1:] if arguments is None else arguments)
+    configure(arguments)
     # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:

@@ -1,144 +1,133 @@
-"""Send images to the Keras REST server and print what it sees in them.
+"""Send pictures to the Keras REST server and print what it sees in them. All that this needs is `requests`.
 
 python simple_request.py                        dog.jpg of this folder, or else the one beside this script
 python simple_request.py photos/ cat.png        files, and folders with all that is below them
-python simple_request.py --explain why cat.png  also saves in the folder "why" where the model looked
 curl -s https://example.org/x.jpg | python simple_request.py -
 """
 
+# import the necessary packages
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import MaxRetryError  # requests stands on urllib3
 
-# the endpoint, and the image that is sent when none is named
+# initialize the Keras REST API endpoint URL along with the input image path
 KERAS_REST_API_URL = "http://localhost:5000/predict"
 IMAGE_PATH = "dog.jpg"
 
-IMAGE_EXTENSIONS = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # looked for in folders
-BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 503 with Retry-After
-LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
-SAME_FOR_ALL = {401, 403, 404, 405, 422}  # statuses about the key, the address or the model, not about one image
+# looked for in folders
+IMAGE_NAME = re.compile(r"[^.].*\.(avif|bmp|gif|hei[cf]|jfif|jpe|jpe?g|mpo|png|tiff?|webp)", re.IGNORECASE | re.DOTALL)
+TRIES = 5  # of an image, while the server is busy, or a proxy before it does not reach it
+LONGEST_WAIT = 10  # seconds before the next try, whatever Retry-After asks for
+SAME_FOR_ALL = (401, 403, 404, 405)  # statuses about the key or the address, not about one image
 
-Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], of a regression [{"value": 29.7}]
+Image = str | os.PathLike[str] | bytes | BinaryIO  # a path, the file's bytes, or the open file
+Answer = dict[str, Any]  # "model", and "predictions": [{"label": ..., "probability": ...}, ...] or "values": [29.7]
 
 
 class PredictionError(RuntimeError):
-    """A sentence that says why there is no prediction.
+    """A sentence that says why there is no prediction; `status` is the HTTP status or None.
 
-    `status` is the HTTP status or None; `for_all` tells that every other image would fail alike.
+    `for_all` tells that every other image would fail alike, `passing` that this one may be answered later.
     """
 
-    def __init__(self, sentence: str, status: int | None = None, for_all: bool = False) -> None:
+    def __init__(self, sentence: str, status: int | None = None, for_all: bool = False, passing: bool = False) -> None:
         super().__init__(sentence)
-        self.status = status
-        self.for_all = for_all or status in SAME_FOR_ALL
+        self.status, self.for_all, self.passing = status, for_all or status in SAME_FOR_ALL, passing
 
 
-def classify(
-    image: str | os.PathLike[str] | bytes | BinaryIO,
+def classify(image: Image, url: str = KERAS_REST_API_URL, **options: Any) -> list[dict[str, Any]]:
+    """Return [{"label": "beagle", "probability": 0.99}, ...], or of a regression [{"value": 29.7}, ...].
+
+    Takes the options of ask(). Raises PredictionError.
+    """
+    answer = ask(image, url, **options)
+    return answer["predictions"] if "predictions" in answer else [{"value": value} for value in answer["values"]]
+
+
+def ask(
+    image: Image,
     url: str = KERAS_REST_API_URL,
     top: int | None = None,
     api_key: str | None = None,
     timeout: float = 60.0,
     session: requests.Session | None = None,
-) -> Rows:
-    """Return the predictions for an image, given as a path, its bytes or a binary file.
+) -> Answer:
+    """Return the server's answer for an image.
 
     Raises PredictionError for a file that cannot be read, a server that is not there, and any other answer.
     """
-    url = predict_url(url)
+    url, files = predict_url(url), {"image": read_image(image)}
     with contextlib.nullcontext(session) if session else requests.Session() as http:
-        response = post(http, url, read_image(image), api_key, timeout, top=top)
-    flaw = "something that is not JSON"
-    with contextlib.suppress(ValueError):
-        match response.json():
-            case {"success": True, "predictions": [_, *_] as rows} if response.ok and all(map(is_row, rows)):
-                return [*rows]
-            case {"success": True, "values": [_, *_] as values} if response.ok and all(map(is_number, values)):
-                return [{"value": value} for value in values]
-        flaw = "JSON of an unexpected shape"
-    raise refusal(url, response, flaw)
+        for attempt in range(TRIES):
+            # submit the request
+            response = post(http, url, api_key, timeout=timeout, files=files, params={"top": top})
+            try:
+                answer, is_json = response.json(), True
+            except (ValueError, RecursionError):  # the latter where lists stand in lists without an end
+                answer, is_json = None, False
+            foreign = response.status_code >= 500 and not is_json  # from a proxy before the server
+            wait = response.headers.get("Retry-After", "1" if foreign else "")
+            if not wait or not (foreign or response.status_code == 503) or attempt == TRIES - 1:
+                break
+            # a date is allowed as well, but this server sends none
+            time.sleep(min(int(wait), LONGEST_WAIT) if wait.isdecimal() and len(wait) < 9 else LONGEST_WAIT)
+
+    # ensure the request was successful
+    match answer:
+        case {"success": True, "predictions": [_, *_] as rows} if response.ok and all(map(is_row, rows)):
+            return {"model": answer.get("model"), "predictions": rows}
+        case {"success": True, "values": [_, *_] as values} if response.ok and all(map(is_number, values)):
+            return {"model": answer.get("model"), "values": values}
+        case {"success": False, "error": str(sentence)}:
+            pass
+        case _:
+            sentence = foreign_answer(url, response.status_code, is_json)
+    raise PredictionError(sentence, response.status_code, passing=response.status_code >= 500)
 
 
-def explain(
-    image: str | os.PathLike[str] | bytes | BinaryIO,
-    url: str = KERAS_REST_API_URL,
-    label: str | None = None,
-    api_key: str | None = None,
-    timeout: float = 60.0,
-    session: requests.Session | None = None,
-) -> bytes:
-    """Return a PNG of the image under the heat map of a label, by default the most probable one.
-
-    Takes the same image and URL as classify, and raises the same.
-    """
-    parts = urlsplit(predict_url(url))
-    url = parts._replace(path=parts.path.rpartition("/")[0] + "/explain").geturl()
-    with contextlib.nullcontext(session) if session else requests.Session() as http:
-        response = post(http, url, read_image(image), api_key, timeout, label=label)
-    if response.ok and response.content.startswith(b"\x89PNG"):
-        return response.content
-    raise refusal(url, response, "something that is no heat map")
-
-
-def refusal(url: str, response: requests.Response, flaw: str) -> PredictionError:
-    """Return the error for an answer that is not the expected one: the server's own sentence if it gives one."""
-    with contextlib.suppress(ValueError):
-        match response.json():
-            case {"success": False, "error": str(sentence)}:
-                return PredictionError(sentence, response.status_code)
-    sentence = f"{url} answered {response.status_code} with {flaw}. Is it the Keras server?"
-    return PredictionError(sentence, response.status_code)
-
-
-def is_row(row: object) -> bool:
+def is_row(row: Any) -> bool:
     """Tell whether this is one row of the predictions."""
-    match row:
-        case {"label": str(), "probability": int() | float()}:
-            return True
-    return False
+    return isinstance(row, dict) and isinstance(row.get("label"), str) and is_number(row.get("probability"))
 
 
-def is_number(value: object) -> bool:
-    """Tell whether this is one number of a regression's answer."""
-    return type(value) in (int, float)
+def is_number(value: Any) -> bool:
+    """Tell whether this is a number, and one that a float can hold."""
+    return type(value) in (int, float) and abs(value) < 1e308
+
+
+def foreign_answer(url: str, status: int, is_json: bool) -> str:
+    """Return a sentence for an answer that the server itself does not give."""
+    if status == 413 and not is_json:
+        return f"A proxy before the server refused the size of this picture ({url} answered 413): send a smaller one."
+    flaw = "JSON of an unexpected shape" if is_json else "something that is not JSON"
+    return f"{url} answered {status} with {flaw}. Is it the Keras server?"
 
 
 def predict_url(url: str) -> str:
-    """Return the URL, with /predict after a bare http://host:port; raises PredictionError if it is none."""
+    """Return the URL with /predict at its end; raises PredictionError if it is none."""
     with contextlib.suppress(ValueError):  # e.g. a port above 65535
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return parts._replace(path="/predict").geturl() if parts.path in ("", "/") else url
+            return parts._replace(path=parts.path.rstrip("/").removesuffix("/predict") + "/predict").geturl()
     raise PredictionError(f"{url!r} is not a URL such as {KERAS_REST_API_URL}", for_all=True)
 
 
-def read_image(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
-    """Return the bytes of a path, bytes or a binary file; raises PredictionError if they cannot be read."""
+def read_image(image: Image) -> bytes:
+    """Return the bytes of an image; raises PredictionError if they cannot be read."""
     if isinstance(image, bytes):
         return image
     try:
@@ -152,10 +141,8 @@ def read_image(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
         raise PredictionError(f"The file cannot be read: {error.strerror or error}.") from None
 
 
-def post(
-    http: requests.Session, url: str, image: bytes, api_key: str | None, timeout: float, **params: Any
-) -> requests.Response:
-    """Post an image, again while the server is busy; raises PredictionError when no answer comes."""
+def post(http: requests.Session, url: str, api_key: str | None, timeout: float, **form: Any) -> requests.Response:
+    """Post a form; raises PredictionError when no answer comes."""
     key = (api_key or "").strip()
     if not (key.isascii() and key.isprintable()):  # the libraries below would show the key in their error
         raise PredictionError("The API key holds characters that cannot be sent.", for_all=True)
@@ -165,21 +152,12 @@ def post(
         return request
 
     auth = add_key if key else None  # a plain header would lose against an entry in netrc
-    # An empty proxy means none: no proxy can reach this machine's localhost. For other hosts that of the
-    # environment stays, as do netrc and the CA bundle, all of which `trust_env = False` would take away.
+    # No proxy can reach this machine's localhost; for other hosts that of the environment stays.
     host = urlsplit(url).hostname or ""
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    proxies = {"http": "", "https": ""} if local else None
+    proxies = {"http": "", "https": ""} if host in ("localhost", "::1") or host.startswith("127.") else None
     try:
-        for attempt in itertools.count():
-            files = {"image": image}
-            response = http.post(url, params=params, files=files, auth=auth, timeout=timeout, proxies=proxies)
-            wait = response.headers.get("Retry-After")
-            if response.status_code != 503 or wait is None or attempt == BUSY_RETRIES:
-                break
-            # a date is allowed as well, but this server sends none
-            time.sleep(min(int(wait), LONGEST_WAIT) if wait.isdecimal() else LONGEST_WAIT)
-    except requests.RequestException as error:
+        return http.post(url, auth=auth, timeout=timeout, proxies=proxies, **form)
+    except (requests.RequestException, ValueError) as error:  # the latter for a redirection to what is no address
         never_connected = any(isinstance(cause, MaxRetryError) for cause in error.args)
         if isinstance(error, requests.ReadTimeout):
             sentence = f"{url} did not answer within {timeout:g} seconds."
@@ -187,95 +165,47 @@ def post(
             sentence = f"No server answers at {url}. Start it with `make serve`, or name another with --url."
         else:  # the reason matters: a proxy, a certificate, a connection that broke
             sentence = f"{url} gave no complete answer: {error}"
-        raise PredictionError(sentence, for_all=never_connected) from None
-    return response
+        raise PredictionError(sentence, for_all=never_connected, passing=True) from None
 
 
-def find_images(path: str) -> list[str]:
-    """Return the images below a folder, sorted, without hidden ones; a path that is no folder as it is."""
-    if not os.path.isdir(path):
-        return [path]
-    found: list[str] = []
-    # a subfolder that may not be opened goes on the list too, and fails when its turn comes
-    for root, folders, files in os.walk(path, onerror=lambda error: found.append(error.filename)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
-                found.append(os.path.join(root, name))
-    return found or [path]  # a folder cannot be read as a file, so an empty one fails as well
+def find_images(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the images that the paths mean, those of a folder in order, and what is left out of folders.
 
-
-def overlay_paths(folder: str, names: Iterable[str]) -> Iterator[str]:
-    """Yield a file in the folder for each image's heat map, none of them twice, and none called like a photo."""
-    taken: set[str] = set()
-    for name in names:
-        stem = "stdin" if name == "-" else os.path.splitext(os.path.basename(name))[0]
-        numbered = (f"{stem}-{i}" for i in itertools.count(2))
-        free = next(each for each in itertools.chain([stem], numbered) if each not in taken)
-        taken.add(free)
-        yield os.path.join(folder, f"{free}.explained.png")
-
-
-def save(path: str, data: bytes) -> None:
-    """Write a file; raises PredictionError where that cannot be done."""
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise PredictionError(f"The heat map cannot be saved as {path}: {error.strerror or error}.") from None
-
-
-def classify_all(
-    names: Iterable[str], workers: int, overlays: Iterable[str] = (), **options: Any
-) -> Iterator[tuple[str, Future[Rows]]]:
-    """Yield each name with its finished future, in order; ends early when all the others would fail alike.
-
-    Takes at most two names a worker ahead of those yielded. `overlays` are the files for the images' heat maps.
+    That is what is hidden, links to folders, and files that are not called like images.
     """
-    local = threading.local()
-    sessions: list[requests.Session] = []
-    pending: deque[tuple[str, Future[Rows]]] = deque()
-    upcoming = zip(names, itertools.chain(overlays, itertools.repeat(None)), strict=False)
-
-    def open_session() -> None:  # one a thread: each keeps its own connection alive
-        local.session = requests.Session()
-        sessions.append(local.session)
-
-    def work(name: str, overlay: str | None) -> Rows:
-        image = sys.stdin.buffer if name == "-" else name
-        if overlay is None:
-            return classify(image, session=local.session, **options)
-        data = read_image(image)  # once, for two requests
-        rows = classify(data, session=local.session, **options)
-        others = {key: value for key, value in options.items() if key != "top"}
-        save(overlay, explain(data, session=local.session, **others))
-        return rows
-
-    pool = ThreadPoolExecutor(workers, initializer=open_session)
-    try:
-        while True:
-            for name, overlay in itertools.islice(upcoming, 2 * workers - len(pending)):
-                pending.append((name, pool.submit(work, name, overlay)))
-            if not pending:
-                return
-            name, future = pending.popleft()
-            error = future.exception()  # waits for the answer
-            yield name, future
-            if isinstance(error, PredictionError) and error.for_all:
-                return
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for session in sessions:
-            session.close()
+    found: list[str] = []
+    left_out: list[str] = []
+    for path in paths:
+        before = len(found)
+        # a subfolder that may not be opened goes on the list too, and fails when its turn comes
+        for root, folders, files in os.walk(path, onerror=lambda error: found.append(error.filename)):
+            passed = {name for name in folders if name.startswith(".") or os.path.islink(os.path.join(root, name))}
+            folders[:] = sorted({*folders} - passed)
+            for name in sorted({*files} | passed):
+                wanted = name not in passed and IMAGE_NAME.fullmatch(name)
+                (found if wanted else left_out).append(os.path.join(root, name))
+        if len(found) == before:  # an empty folder cannot be read as a file, and so fails as well
+            found.append(path)
+    return found, left_out
 
 
-def progress_bar(total: int) -> contextlib.AbstractContextManager[Any]:
-    """Return a bar for several images on an interactive terminal, otherwise a context of None."""
-    if total < 2 or not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from tqdm import tqdm  # only here, for a quick start without it
+def printable(text: str) -> str:
+    """Return a text with control characters escaped: neither a server's words nor a file's name command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:1000])
 
-    return tqdm(total=total, unit="image")
+
+def as_lines(answer: Answer) -> list[str]:
+    """Return what is shown of an answer."""
+    if "values" in answer:
+        return [f"{value:.6g}" for value in answer["values"]]
+    return [f"{i}. {row['label']}: {row['probability']:.4f}" for i, row in enumerate(answer["predictions"], start=1)]
+
+
+def positive(text: str) -> int:
+    """Read a number of the command line."""
+    if not 0 < (number := int(text)) < 1_000_000:
+        raise ValueError
+    return number
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -284,71 +214,64 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("paths", nargs="*", metavar="IMAGE", help=f"a file, a folder, or - for standard input ({IMAGE_PATH})")
     add("--url", default=KERAS_REST_API_URL, help="where to post to, or just http://host:port (%(default)s)")
-    add("--top", type=int, metavar="N", help="how many predictions an image (as the server decides)")
+    add("--top", type=positive, metavar="N", help="how many predictions an image (as the server decides)")
     add("--json", action="store_true", help="print one line of JSON an image")
-    add("--explain", metavar="OUT", help="also save in the folder OUT where each image speaks for its best label")
-    add("--workers", type=int, default=4, metavar="N", help="how many images at a time (%(default)s)")
+    add("--workers", type=positive, default=4, metavar="N", help="how many images at a time (%(default)s)")
+    add("--timeout", type=positive, default=60, metavar="S", help="seconds to wait for an answer (%(default)s)")
     key_help = "sent as a bearer token; better set KERAS_SERVER_API_KEY, which other users cannot see"
     key = os.environ.get("KERAS_SERVER_API_KEY", "").partition(",")[0]  # the server takes several, with commas
     add("--api-key", default=key, metavar="KEY", help=key_help)
-    add("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait (%(default)g)")
     arguments = parser.parse_args(argv)
-    numbers = (arguments.workers, arguments.timeout, 1 if arguments.top is None else arguments.top)
-    if not all(0 < number < 1_000_000 for number in numbers):
-        parser.error("--workers, --timeout and --top must be above 0 and below a million")
     try:
         arguments.url = predict_url(arguments.url)
     except PredictionError as error:
         parser.error(f"argument --url: {error}")
-    try:
-        if arguments.explain is not None:
-            os.makedirs(arguments.explain, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --explain: {arguments.explain!r} cannot be a folder: {error.strerror}")
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the predictions of every image; return 0, or 1 if any image failed."""
     arguments = parse_arguments(argv)
+    options = {name: getattr(arguments, name) for name in ("url", "top", "api_key", "timeout")}
     beside_script = os.path.join(os.path.dirname(os.path.abspath(__file__)), IMAGE_PATH)
-    paths = arguments.paths or [IMAGE_PATH if os.path.exists(IMAGE_PATH) else beside_script]
-    names = [name for path in paths for name in find_images(path)]
-    options = {name: getattr(arguments, name) for name in ("workers", "url", "top", "api_key", "timeout")}
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what the terminal cannot show
+    names, left_out = find_images(arguments.paths or [IMAGE_PATH if os.path.exists(IMAGE_PATH) else beside_script])
+    local = threading.local()
+
+    def work(name: str) -> tuple[Answer, bool]:
+        """Return what is printed as JSON for an image, and whether all others would fail alike."""
+        if not hasattr(local, "session"):  # one a thread: each keeps its own connection alive
+            local.session = requests.Session()
+        try:
+            answer = ask(sys.stdin.buffer if name == "-" else name, session=local.session, **options)
+            return {"filename": name, "success": True, **answer}, False
+        except PredictionError as error:
+            return {"filename": name, "success": False, "model": None, "error": str(error)}, error.for_all
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a label may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-
-    overlays = [] if arguments.explain is None else [*overlay_paths(arguments.explain, names)]
-
     done = failed = 0
-    with progress_bar(len(names)) as bar:
-        write = bar.write if bar else print  # the bar steps aside for what it writes
-        for name, future in classify_all(names, overlays=overlays, **options):
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        # loop over the answers and display them, in order; whoever reads a pipe sees each at once
+        for answer, for_all in pool.map(work, names):
             done += 1
-            answer: dict[str, Any] = {"filename": name, "success": True}
-            try:
-                rows = future.result()
-                is_list = "label" in rows[0]
-                answer |= {"predictions": rows} if is_list else {"values": [row["value"] for row in rows]}
-                if overlays:
-                    answer["explanation"] = overlays[done - 1]
-            except PredictionError as error:
+            heading = [f"{answer['filename']}:"] if len(names) > 1 else []
+            if not answer["success"]:
                 failed += 1
-                answer |= {"success": False, "error": str(error)}
-                write(str(error) if error.for_all else f"{name}: {error}", file=sys.stderr)
+                print(
+                    printable(answer["error"] if for_all else f"{answer['filename']}: {answer['error']}"),
+                    file=sys.stderr,
+                )
             if arguments.json:
-                write(json.dumps(answer), file=sys.stdout)
+                print(json.dumps(answer), flush=True)
             elif answer["success"]:
-                lines = [f"{name}:"] if len(names) > 1 else []
-                for i, row in enumerate(rows, start=1):
-                    lines.append(f"{i}. {row['label']}: {row['probability']:.4f}" if is_list else f"{row['value']:.6g}")
-                lines += [f"Heat map: {answer['explanation']}"] if overlays else []
-                write("\n".join(lines), file=sys.stdout)
-            sys.stdout.flush()  # whoever reads a pipe sees each image at once
-            if bar:
-                bar.update()
+                print("\n".join(map(printable, heading + as_lines(answer))), flush=True)
+            if for_all:
+                pool.shutdown(cancel_futures=True)
+                break
     if done < len(names):
         print(f"Stopped: {len(names) - done} more would have failed alike.", file=sys.stderr)
+    if left_out:
+        print(f"Left out of folders: {len(left_out)} not called like images.", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -214,7 +214,10 @@ class Beside:
     where: str = ""
 
 
-def read_settings(arguments: Sequence[str] = (), beside: Callable[[str], Beside] = lambda model: Beside()) -> Settings:
+FindBeside = Callable[[str], Beside]  # raises click.UsageError with a sentence
+
+
+def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda model: Beside()) -> Settings:
     """Return the settings: the command line before the environment, what stands beside the model, and the defaults.
 
     `beside` returns that for what --model says, or raises click.UsageError with a sentence. Exits with status 2 and
@@ -227,25 +230,40 @@ def read_settings(arguments: Sequence[str] = (), beside: Callable[[str], Beside]
         epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
         context_settings={"max_content_width": 120},
     )
+    context = parse(command, arguments, beside)
+    values = values_of(context, SETTINGS)
+    sources = {row.name: context.get_parameter_source(row.name) for row in SETTINGS}
+    typed = values["api_key"] if sources["api_key"] is ParameterSource.COMMANDLINE else ()
+    values["api_key"] = (*read_keys(typed), *read_key_file(values["api_key_file"], sources["api_key_file"]))
+    return Settings(**values)
+
+
+def parse(
+    command: click.Command, arguments: Sequence[str], beside: FindBeside = lambda model: Beside()
+) -> click.Context:
+    """Return what a command line holds, and what stands beside its parameter `model`. Exits as read_settings does."""
     found = Beside()
     try:
-        context = command.make_context("keras-server", [*arguments])
+        context = command.make_context(command.name, [*arguments])
         found = beside(context.params["model"])
         if found.values:
-            context = command.make_context("keras-server", [*arguments], default_map=found.values)
+            context = command.make_context(command.name, [*arguments], default_map=found.values)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:
         where = spelling(error, found.where)
         stop(f"{where}{error.message if where else error.format_message()}")
-    values = dict(context.params)
-    sources = {row.name: context.get_parameter_source(row.name) for row in SETTINGS}
-    for row in SETTINGS:
-        if row.empty and sources[row.name] is ParameterSource.DEFAULT and os.environ.get(row.variable) == "":
+    return context
+
+
+def values_of(context: click.Context, rows: Sequence[Setting]) -> dict[str, Any]:
+    """Return the values of these settings by name, the keys aside, which have a file as well."""
+    values = {row.name: context.params[row.name] for row in rows}
+    for row in rows:
+        unset = context.get_parameter_source(row.name) is ParameterSource.DEFAULT
+        if row.empty and unset and os.environ.get(row.variable) == "":
             values[row.name] = ""
-    typed = values["api_key"] if sources["api_key"] is ParameterSource.COMMANDLINE else ()
-    values["api_key"] = (*read_keys(typed), *read_key_file(values["api_key_file"], sources["api_key_file"]))
-    return Settings(**values)
+    return values
 
 
 def version_option() -> click.Option:

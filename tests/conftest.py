@@ -25,6 +25,7 @@ from keras_server.models.source import Source
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 
+pytest_plugins = ["scripted_server"]  # fixtures of the clients' tests
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
 
