@@ -41,7 +41,7 @@ test-ray: .venv-ray/done
 	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray tests/ray/test_cluster.py $(ARGS)
 
 # A stamp is newer than its requirements once they are installed.
-.venv/serve: requirements.txt
+.venv/serve: requirements.txt requirements-serve.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
@@ -64,7 +64,7 @@ build/node_modules/axe-core/axe.min.js:
 	.venv-bench/bin/python -m pip install --quiet -r $<
 	touch $@
 
-.venv-ray/done: requirements-ray.txt requirements.txt requirements-dev.txt
+.venv-ray/done: requirements-ray.txt requirements.txt requirements-serve.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet -r requirements-ray.txt -r requirements-dev.txt
 	touch $@

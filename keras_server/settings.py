@@ -285,7 +285,7 @@ def spelling(error: click.UsageError, beside: str) -> str:
     """
     row = next((row for row in SETTINGS if isinstance(error, click.BadParameter) and error.param
                 and error.param.name == row.name), None)  # fmt: skip
-    if not row or not error.ctx:
+    if not row or not error.ctx or isinstance(error, click.MissingParameter):
         return ""
     source = error.ctx.get_parameter_source(row.name)
     if source is ParameterSource.DEFAULT_MAP:

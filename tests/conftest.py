@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
+from packaging.requirements import Requirement
 from PIL import Image
 
 import run_keras_server as server
@@ -171,3 +173,22 @@ def start(cache: str) -> Iterator[Callable[..., Process]]:
     for process in running:
         process.popen.kill()
         process.popen.communicate()
+
+
+@pytest.fixture(scope="session")
+def serving_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH that holds what requirements-serve.txt installs, and nothing else: no TensorFlow."""
+    folder = tmp_path_factory.mktemp("serving")
+    wanted = [Requirement(line) for line in (ROOT / "requirements-serve.txt").read_text().splitlines()]
+    known: set[str] = set()
+    while wanted:
+        requirement = wanted.pop()
+        if requirement.name in known or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        known.add(requirement.name)
+        found = metadata.distribution(requirement.name)
+        wanted += [Requirement(text) for text in found.requires or ()]
+        for name in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / name).exists():
+                (folder / name).symlink_to(Path(str(found.locate_file(name))).resolve())
+    return folder

@@ -99,13 +99,6 @@ def test_the_image_listens_to_all_and_knows_its_variables() -> None:
     assert arguments(LAST, "EXPOSE") == [ENV["KERAS_SERVER_PORT"]]
 
 
-def test_the_cache_belongs_to_who_serves() -> None:
-    """Or it would not be trusted, and the container would convert the model at every start."""
-    copied = next(rest for rest in arguments(LAST, "COPY") if rest.endswith(ENV["KERAS_SERVER_CACHE_DIR"]))
-    assert f"--chown={arguments(LAST, 'USER')[-1]}:" in copied
-    assert "--chmod=700" in copied
-
-
 def context() -> list[Path]:
     """Return what .dockerignore leaves of the project."""
     rules = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")]
@@ -134,26 +127,27 @@ def test_the_context_of_the_images_holds_nothing_else() -> None:
     assert {"keras_server", "run_keras_server.py", "requirements-ray.txt", "dog.jpg"} <= {p.name for p in context()}
 
 
-def test_the_images_steps_in_a_clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built, started from the converted model, healthy, stopped by SIGTERM, and no file is written after the build."""
-    home, cache = tmp_path / "srv", tmp_path / "cache"
+def test_the_images_steps_in_a_clean_folder(
+    serving_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported, started without TensorFlow, healthy, stopped by SIGTERM, and no file is written after the build."""
+    home, model = tmp_path / "srv", tmp_path / "model"
     home.mkdir()
     copy_as_built(home)
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("KERAS_", "PYTHON"))}
-    step = next(rest for rest in arguments(BUILD, "RUN") if "create_app" in rest)
-    step = step.replace("/opt/venv/bin/python", shlex.quote(sys.executable)).replace("/opt/cache", str(cache))
-    subprocess.run(
-        ["sh", "-euc", step], cwd=home, env=plain | {"PYTHONDONTWRITEBYTECODE": "1"}, check=True, timeout=300
-    )
-    cache.chmod(0o700)
-    before = {path: path.stat().st_mtime_ns for folder in (home, cache) for path in folder.rglob("*")}
+    step = next(rest for rest in arguments(BUILD, "RUN") if "export" in rest)
+    step = step.replace(" python ", f" {shlex.quote(sys.executable)} ").replace("/opt/model", str(model))
+    environment = plain | {"PYTHONDONTWRITEBYTECODE": "1", "KERAS_SERVER_CACHE_DIR": ""}
+    subprocess.run(["sh", "-euc", step], cwd=home, env=environment, check=True, timeout=300)
+    before = {path: path.stat().st_mtime_ns for folder in (home, model) for path in folder.rglob("*")}
     settings = {name: value for name, value in ENV.items() if name not in ("PATH", "PYTHONUNBUFFERED")}
-    settings |= {"KERAS_SERVER_CACHE_DIR": str(cache), "KERAS_SERVER_HOST": "127.0.0.1", "HOME": str(tmp_path / "none")}
+    assert settings["KERAS_SERVER_MODEL"] == "/opt/model"
+    settings |= {"KERAS_SERVER_MODEL": str(model), "KERAS_SERVER_HOST": "127.0.0.1", "HOME": str(tmp_path / "none")}
     monkeypatch.setattr(conftest, "ROOT", home)
-    process = Process("--drain-seconds", "0", **settings)
+    command = ["-S", str(home / "run_keras_server.py")]
+    process = Process("--drain-seconds", "0", command=command, **settings, PYTHONPATH=str(serving_site))
     try:
         process.wait_until_ready()
-        assert not [line for line in process.lines if "could not be kept" in line], "it converted the model again"
         check = json.loads(arguments(LAST, "HEALTHCHECK")[0].partition("CMD ")[2])
         port = process.url.rpartition(":")[2]
         environment = plain | {"KERAS_SERVER_PORT": port}
@@ -163,7 +157,7 @@ def test_the_images_steps_in_a_clean_folder(tmp_path: Path, monkeypatch: pytest.
     finally:
         process.popen.kill()
         process.popen.communicate()
-    assert before == {path: path.stat().st_mtime_ns for folder in (home, cache) for path in folder.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for folder in (home, model) for path in folder.rglob("*")}
     assert not (tmp_path / "none").exists()
 
 

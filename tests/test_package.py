@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for name in (
         "pyproject.toml",
-        "requirements.txt",
+        "requirements-serve.txt",
         "README.md",
         "LICENSE",
         "run_keras_server.py",

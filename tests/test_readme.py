@@ -9,8 +9,12 @@ import pytest
 from conftest import DOG, ROOT
 
 import run_keras_server as server
+from keras_server.commands.check import command as check_command
+from keras_server.commands.export import command as export_command
+from keras_server.commands.predict import command as predict_command
 from keras_server.settings import SETTINGS
 
+COMMANDS = [check_command(), export_command(), predict_command()]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 
@@ -58,6 +62,7 @@ def test_python_blocks_are_python() -> None:
 def test_every_option_that_it_names_exists() -> None:
     text = re.sub(r"(pip|curl|gunicorn|simple_request\.py|flask)[^\n`]*", "", README)
     known = {setting.option for setting in SETTINGS}
+    known |= {option for command in COMMANDS for row in command.params for option in row.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
     for variable in re.findall(r"KERAS_SERVER_\w+", README):
         assert any(setting.variable == variable for setting in SETTINGS)

@@ -12,4 +12,18 @@ def predict(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"predict": predict}
+def export(arguments: Sequence[str]) -> int:
+    """Write a model as a folder that is served without Keras."""
+    from keras_server.commands.export import main
+
+    return main(arguments)
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Hold a model's answers against what is on photos."""
+    from keras_server.commands.check import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"predict": predict, "export": export, "check": check}

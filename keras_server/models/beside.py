@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from keras_server.models.export import Export, ExportError
+from keras_server.models.files import is_export
 from keras_server.settings import SETTINGS, Beside
 
 ROWS = {row.name: row for row in SETTINGS if row.of_model}
@@ -28,7 +29,7 @@ def beside(model: str) -> Beside:
     path = Path(model)
     if path.name in ("", ".."):
         path = Path(os.path.abspath(model))
-    if (path / "about.json").is_file():
+    if is_export(path):
         return of_export(path)
     is_folder = path.is_dir()
     name = path.name if is_folder else path.stem  # a folder's name may well have a dot in it

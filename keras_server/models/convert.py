@@ -74,9 +74,14 @@ class Converted:
     explained: int = 0  # the output that the heat maps are of
 
     @property
+    def spec(self) -> Spec:
+        """What it takes and gives, as the model itself has it."""
+        return self.loaded.spec
+
+    @property
     def about(self) -> dict[str, Any]:
         """What its export says, as JSON."""
-        return {"spec": asdict(self.loaded.spec), "why": self.why, "flaw": self.flaw, "explained": self.explained}
+        return {"spec": asdict(self.spec), "why": self.why, "flaw": self.flaw, "explained": self.explained}
 
     @property
     def models(self) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def write_export(folder: Path, models: Mapping[str, Any], about: Mapping[str, An
     """
     for name, converted in models.items():
         openvino().save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
-    sums = {file: sha256(folder / file) for name in models for file in (f"{name}.xml", f"{name}.bin")}
+    write_about(folder, about)
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what is said about the models in an export, and the checksums of all. Raises OSError."""
+    sums = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.suffix in (".xml", ".bin")}
     about = json.loads(json.dumps(about))  # as it will be read
     content = {"format": FORMAT, "sha256": sums | {"about": sha256_of(about)}, "about": about}
     (folder / "about.json").write_text(json.dumps(content), "utf-8")
@@ -63,7 +69,7 @@ def read_export(folder: Path) -> dict[str, Any]:
             content = json.load(file)
         form, sums, about = content["format"], content["sha256"], content["about"]
         if form != FORMAT:
-            raise ExportError(f"{folder} was written by another version of the server.")
+            raise ExportError(f"{folder} was exported by another version of the server ({form}, and not {FORMAT}).")
         actual = {name: sha256_of(about) if name == "about" else sha256(folder / name) for name in sums}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{folder} is not a whole export ({error}).") from None
@@ -78,10 +84,10 @@ class Export:
 
     folder: Path
     spec: Spec  # as the model itself has it, without the settings
-    why: str  # OpenVINO cannot run it; empty where it can
-    flaw: str  # why there are no heat maps; empty where there are
-    explained: int  # the output that the heat maps are of
-    settings: dict[str, str]  # options that were given when it was exported
+    why: str = ""  # OpenVINO cannot run it
+    flaw: str = ""  # why there are no heat maps
+    explained: int = 0  # the output that the heat maps are of
+    settings: dict[str, str] = field(default_factory=dict)  # options that were given when it was exported
 
     @classmethod
     def of(cls, folder: Path, about: dict[str, Any]) -> Export:
@@ -89,7 +95,7 @@ class Export:
         try:
             return cls(folder, **about | {"spec": Spec.from_json(about["spec"]), "settings": about.get("settings", {})})
         except (LookupError, TypeError, ValueError) as error:
-            raise ExportError(f"{folder} was written by another version of the server ({error}).") from None
+            raise ExportError(f"{folder} was exported by another version of the server ({error}).") from None
 
     @classmethod
     def read(cls, folder: Path) -> Export:
@@ -111,6 +117,20 @@ def open_own(file: Path) -> io.BufferedReader:
 def sha256_of(about: Mapping[str, Any]) -> str:
     """Return the checksum of what JSON makes of a mapping."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def copy_export(export: Export, folder: Path, spec: Spec, settings: Mapping[str, str]) -> None:
+    """Write a copy of an export with another spec and settings, whole or not at all. Raises OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
+        new = Path(name, folder.name)
+        new.mkdir()
+        for file in export.folder.iterdir():
+            if file.suffix in (".xml", ".bin"):
+                shutil.copyfile(file, new / file.name)
+        about = {"spec": asdict(spec), "flaw": export.flaw, "explained": export.explained, "settings": dict(settings)}
+        write_about(new, about)
+        os.replace(new, folder)  # which may be there and empty
 
 
 class Cache:

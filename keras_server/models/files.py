@@ -37,6 +37,11 @@ def is_saved_model(path: Path) -> bool:
     return (path / "saved_model.pb").is_file()
 
 
+def is_export(path: Path) -> bool:
+    """Return whether this is a folder that `keras-server export` has written, whole or not."""
+    return (path / "about.json").is_file()
+
+
 def kind_of(path: Path) -> str:
     """Return what a file or folder is that is no model of Keras, for a sentence."""
     if path.is_dir():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_server.images import PREPROCESS
+from keras_server.models.architectures import PREPROCESS_OF
 from keras_server.models.errors import StartupError
+from keras_server.models.labels import check_labels, read_labels
 from keras_server.models.spec import Meaning, Spec
 from keras_server.settings import Settings
 
@@ -147,3 +151,41 @@ def with_activation(spec: Spec, settings: Settings) -> Spec:
     if activation != "none":
         log.info("The outputs are logits: the server applies %s (--activation none would not).", activation)
     return replace(spec, kind="classes", activation=activation)
+
+
+def check_options(settings: Settings) -> None:
+    """Raise StartupError for options that no model could take, before one is loaded."""
+    preprocessing(settings.preprocess)
+    if settings.labels:
+        read_labels(Path(settings.labels))
+
+
+def final_spec(spec: Spec, settings: Settings) -> Spec:
+    """Return the spec of a model with what the settings say of it. Raises StartupError."""
+    labels = read_labels(Path(settings.labels)) if settings.labels else spec.labels
+    spec = replace(spec, labels=labels, preprocess=preprocessing(settings.preprocess) or spec.preprocess)
+    spec = decide(spec, settings)
+    if settings.labels:
+        check_labels(spec.labels, classes_of(spec), spec.name)
+    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "unit", "tf"):
+        raise StartupError(
+            f"--preprocess {settings.preprocess} is for RGB, and {spec.name} takes {spec.image[2]} channels."
+        )
+    return spec
+
+
+def preprocessing(name: str) -> str:
+    """Return the key of PREPROCESS that a mode or an architecture stands for; "" for auto. Raises StartupError."""
+    if name == "auto" or name in PREPROCESS:
+        return "" if name == "auto" else name
+    if name.lower() in PREPROCESS_OF:
+        return PREPROCESS_OF[name.lower()]
+    raise StartupError(
+        f"--preprocess {name} is no mode: take one of auto, {', '.join(PREPROCESS)}, or a classifier of "
+        "keras.applications, such as resnet50."
+    )
+
+
+def classes_of(spec: Spec) -> int | None:
+    """Return how many classes there are to name, in the output that /predict answers from; None where it is no list."""
+    return spec.classes if len(spec.outputs[spec.output].shape) == 1 else None

@@ -15,20 +15,18 @@ from typing import Any
 import numpy as np
 
 from keras_server.explain.cam import Cam, Unexplainable, engine_cam, keras_cam
-from keras_server.images import PREPROCESS
 from keras_server.machine import processors
-from keras_server.models.architectures import PREPROCESS_OF, check_download
+from keras_server.models.architectures import check_download
 from keras_server.models.child import Crashed, convert_in_child
-from keras_server.models.convert import Job, Loaded, convert_source, load_described
+from keras_server.models.convert import Converted, Job, Loaded, convert_source, load_described
 from keras_server.models.engines import Engine, KerasEngine, OpenVINOEngine, accelerated, batched, has_bfloat16
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Cache, Export, ExportError
-from keras_server.models.labels import check_labels, read_labels
-from keras_server.models.meaning import decide
+from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.reference import random_input
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
-from keras_server.models.tracing import reason_of
+from keras_server.models.tracing import check_keras, reason_of
 from keras_server.settings import Settings
 
 log = logging.getLogger("keras_server")
@@ -41,6 +39,7 @@ class Opened:
     engine: Engine
     spec: Spec
     explain: Callable[[], Cam]  # makes what computes heat maps, or raises Unexplainable
+    explained: int = -1  # the output that they are of
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def open_model(source: Source, settings: Settings) -> Opened:
     """Return a model that has computed a row, and its final spec. Raises StartupError."""
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
-    labels = read_labels(Path(settings.labels)) if settings.labels else ()
-    mode = preprocessing(settings.preprocess)
+    check_options(settings)
     try:
         opened = open_engine(source, settings)
         warm_up(opened.engine, opened.spec)
@@ -74,37 +72,19 @@ def open_model(source: Source, settings: Settings) -> Opened:
     except Exception as error:
         log.debug("The model cannot be served", exc_info=True)
         raise StartupError(f"{source.name} cannot be served: {reason_of(error)}") from None
-    spec = replace(opened.spec, precision=settings.precision)
-    spec = decide(replace(spec, labels=labels or spec.labels, preprocess=mode or spec.preprocess), settings)
-    if labels:
-        check_labels(spec.labels, classes_of(spec), spec.name)
-    if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "unit", "tf"):
-        raise StartupError(
-            f"--preprocess {settings.preprocess} is for RGB, and {spec.name} takes {spec.image[2]} channels."
-        )
+    spec = replace(final_spec(opened.spec, settings), precision=settings.precision)
+    if opened.explained not in (-1, spec.output):
+        had, asked = (spec.outputs[number].name for number in (opened.explained, spec.output))
+        flaw = f"This export of {spec.name} has heat maps of its output {had}, and {asked} is served."
+        return replace(opened, spec=spec, explain=refuse(flaw))
     return replace(opened, spec=spec)
-
-
-def preprocessing(name: str) -> str:
-    """Return the key of PREPROCESS that a mode or an architecture stands for; "" for auto. Raises StartupError."""
-    if name == "auto" or name in PREPROCESS:
-        return "" if name == "auto" else name
-    if name.lower() in PREPROCESS_OF:
-        return PREPROCESS_OF[name.lower()]
-    raise StartupError(
-        f"--preprocess {name} is no mode: take one of auto, {', '.join(PREPROCESS)}, or a classifier of "
-        "keras.applications, such as resnet50."
-    )
-
-
-def classes_of(spec: Spec) -> int | None:
-    """Return how many classes there are to name, in the output that /predict answers from; None where it is no list."""
-    return spec.classes if len(spec.outputs[spec.output].shape) == 1 else None
 
 
 def open_engine(source: Source, settings: Settings) -> Opened:
     """Return a model as the settings say, with the spec as the model itself has it. Raises StartupError."""
-    on_openvino = settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    if source.is_export and settings.engine == "keras":
+        raise StartupError(f"--engine keras: {source.path} is an export for OpenVINO, without the Keras model.")
+    on_openvino = source.is_export or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
     lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
     if source.is_architecture and not source.in_memory and not source.files:
@@ -114,9 +94,7 @@ def open_engine(source: Source, settings: Settings) -> Opened:
             converted = convert_source(source, settings.output)
             loaded, why = converted.loaded, converted.why
             if not why:
-                spec = loaded.spec
-                explain = explaining(lanes, converted.heat, spec, converted.explained, converted.flaw)
-                return Opened(lanes.open(converted.model, spec.batch), spec, explain)
+                return opened_with(lanes, converted.model, converted.heat, converted)
         else:
             opened, why = open_export(source, settings, lanes)
             if opened:
@@ -131,54 +109,90 @@ def open_engine(source: Source, settings: Settings) -> Opened:
 
 
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
-    """Return a model from the cache, or else converted by another process; or why OpenVINO cannot run it.
-
-    Raises StartupError.
-    """
-    cache = Cache.of(source, settings.cache_dir, settings.output)
-    if kept := cache.read():
+    """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
+    if source.is_export:
+        return opened_from(given_export(source), lanes), ""
+    export = kept_export(source, settings)
+    if export and export.why:
+        return None, export.why
+    if export:
         with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
-            export = Export.of(*kept)
-            return (None, export.why) if export.why else (opened_from(export, lanes), "")
+            return opened_from(export, lanes), ""
     with contextlib.ExitStack() as cleaning:
-        elsewhere = Path(tempfile.mkdtemp(prefix="keras-server-"))
-        cleaning.callback(shutil.rmtree, elsewhere, ignore_errors=True)
-        job = Job(
-            source.model,
-            source.weights,
-            source.unsafe,
-            [str(file) for file in source.imports],
-            settings.output,
-            settings.cache_dir,
-            useless=cache.was_read,
-            elsewhere=str(elsewhere),
-        )
-        try:
-            export = Export.read(convert_in_child(source.name, job))
-        except (Crashed, ExportError) as error:
-            return None, str(error)
+        export = make_export(source, settings, cleaning, useless=bool(export))
         if export.why:
             return None, export.why
         opened = opened_from(export, lanes)
-        if export.folder == elsewhere:  # which heat maps are read from later
-            weakref.finalize(opened.explain, cleaning.pop_all().close)
-        return opened, ""
+        weakref.finalize(opened.explain, cleaning.pop_all().close)  # heat maps are read from the export later
+    return opened, ""
+
+
+def export_of(source: Source, settings: Settings, cleaning: contextlib.ExitStack) -> Export:
+    """Return the export that a source is, that the cache has, or that another process makes. Raises StartupError."""
+    if source.is_export:
+        return given_export(source)
+    return kept_export(source, settings) or make_export(source, settings, cleaning)
+
+
+def given_export(source: Source) -> Export:
+    """Return the export that a source is. Raises StartupError."""
+    assert source.path
+    try:
+        return Export.read(source.path)
+    except ExportError as error:
+        raise StartupError(f"{error} Export the model anew: keras-server export MODEL {source.path}") from None
+
+
+def kept_export(source: Source, settings: Settings) -> Export | None:
+    """Return the export of a model that the cache has, if any."""
+    kept = Cache.of(source, settings.cache_dir, settings.output).read()
+    with contextlib.suppress(ExportError):
+        return Export.of(*kept) if kept else None
+    return None
+
+
+def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitStack, useless: bool = False) -> Export:
+    """Have another process convert a model, and return its export, which may say why OpenVINO cannot run it.
+
+    It goes with `cleaning` where the cache does not keep it; `useless` says that what the cache has cannot be opened.
+    Raises StartupError.
+    """
+    check_keras()
+    elsewhere = tempfile.mkdtemp(prefix="keras-server-")
+    cleaning.callback(shutil.rmtree, elsewhere, ignore_errors=True)
+    job = Job(
+        source.model,
+        source.weights,
+        source.unsafe,
+        [str(file) for file in source.imports],
+        settings.output,
+        settings.cache_dir,
+        useless,
+        elsewhere,
+    )
+    try:
+        return Export.read(convert_in_child(source.name, job))
+    except (Crashed, ExportError) as error:
+        return Export(Path(elsewhere), Spec(), why=str(error))
 
 
 def opened_from(export: Export, lanes: Lanes) -> Opened:
     """Open an export. Raises whatever OpenVINO does."""
-    spec = export.spec
-    explain = explaining(lanes, export.folder / "heat.xml", spec, export.explained, export.flaw)
-    return Opened(lanes.open(export.folder / "model.xml", spec.batch), spec, explain)
+    return opened_with(lanes, export.folder / "model.xml", export.folder / "heat.xml", export)
 
 
-def explaining(lanes: Lanes, heat: Any, spec: Spec, output: int, flaw: str) -> Callable[[], Cam]:
-    """Return what makes heat maps with an OpenVINO model once they are asked for, or says the flaw that forbids it."""
+def opened_with(lanes: Lanes, model: Any, heat: Any, about: Export | Converted) -> Opened:
+    """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
+    spec, output = about.spec, about.explained
+    explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat, spec, output)
+    return Opened(lanes.open(model, spec.batch), spec, explain, output)
+
+
+def refuse(flaw: str) -> Callable[[], Cam]:
+    """Return what says that there are no heat maps, and why."""
 
     def explain() -> Cam:
-        if flaw:
-            raise Unexplainable(flaw)
-        return lanes.explain(heat, spec, output)
+        raise Unexplainable(flaw)
 
     return explain
 

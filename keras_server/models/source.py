@@ -11,14 +11,22 @@ from typing import Any
 
 from keras_server.models.architectures import PREPROCESS_OF, cached_weights, check_architecture
 from keras_server.models.errors import DownloadError, StartupError
-from keras_server.models.files import is_model_file, is_saved_model, kind_of, load_file, newest_version, training_loss
+from keras_server.models.files import (
+    is_export,
+    is_model_file,
+    is_saved_model,
+    kind_of,
+    load_file,
+    newest_version,
+    training_loss,
+)
 from keras_server.models.tracing import import_keras, reason_of
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.keras"
 
 
 class Source:
-    """A model as the settings name it: an architecture with weights, a file, or a SavedModel folder."""
+    """A model as the settings name it: an architecture with weights, a file, a SavedModel folder, or an export."""
 
     in_memory = False  # whether Keras has loaded it already, in this process
 
@@ -30,15 +38,16 @@ class Source:
         self.model, self.weights, self.unsafe = model, weights, unsafe
         self.imports = [Path(file) for file in imports]
         self.is_architecture = not self.path
+        self.is_export = bool(self.path and is_export(self.path))
         if self.path and weights:
             raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
         file = self.path or (Path(weights) if weights else None)
         for wanted in (file, *self.imports):
             if wanted and not wanted.exists():
                 raise StartupError(f"There is no file {wanted}.")
-        if self.path and self.path.is_dir() and not is_saved_model(self.path):
+        if self.path and self.path.is_dir() and not is_saved_model(self.path) and not self.is_export:
             self.path = newest_version(self.path) or self.path
-        if self.path and not (is_saved_model(self.path) or is_model_file(self.path)):
+        if self.path and not (self.is_export or is_saved_model(self.path) or is_model_file(self.path)):
             raise StartupError(
                 f"{self.path} is not a Keras model, but {kind_of(self.path)}: save one with model.save('name.keras')."
             )

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from typing import Any
+
+from keras_server.models.errors import StartupError
+
+
+def check_keras() -> None:
+    """Raise StartupError where Keras and TensorFlow are not installed; neither is imported."""
+    missing = [package for package in ("keras", "tensorflow") if not find_spec(package)]
+    if missing:
+        raise StartupError(
+            f"{' and '.join(missing)} must be installed to convert a model (pip install -r requirements.txt); without, "
+            "only what `keras-server export MODEL FOLDER` has written can be served, with --model FOLDER."
+        )
 
 
 def import_keras() -> Any:

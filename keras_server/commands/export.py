@@ -1,0 +1,88 @@
+"""`keras-server export MODEL OUT`: write a model as a folder that is served without Keras and TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from keras_server.commands.options import MODEL_SETTINGS
+from keras_server.models.beside import beside
+from keras_server.models.errors import StartupError
+from keras_server.models.export import Export, copy_export
+from keras_server.models.meaning import check_options, final_spec
+from keras_server.models.opening import export_of
+from keras_server.models.source import Source
+from keras_server.settings import Settings, parse, values_of
+
+ROWS = tuple(
+    row for row in MODEL_SETTINGS if row.of_model or row.name in ("weights", "cache_dir", "import_", "unsafe_model")
+)
+# Of these the export holds what they lead to, and not the options.
+RESOLVED = ("labels", "preprocess")
+
+
+def command() -> click.Command:
+    """Return what click reads the command line with."""
+    return click.Command(
+        "keras-server export",
+        params=[
+            click.Argument(["model"], metavar="MODEL"),
+            click.Argument(["out"], type=Path, metavar="OUT"),
+            *(row.parameter() for row in ROWS),
+        ],
+        help="Convert MODEL, with all options baked in, into the folder OUT: `keras-server --model OUT` serves it "
+        "without Keras and TensorFlow.",
+        context_settings={"max_content_width": 120},
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the export. Returns the exit status."""
+    context = parse(command(), arguments, beside)
+    out: Path = context.params["out"]
+    settings = Settings(model=context.params["model"], **values_of(context, ROWS))
+    chosen = {
+        row.name: str(getattr(settings, row.name))
+        for row in ROWS
+        if row.of_model
+        and row.name not in RESOLVED
+        and context.get_parameter_source(row.name) != ParameterSource.DEFAULT
+    }
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise StartupError(f"{out} is there already: name a folder that is not, or remove it.")
+        export = write(settings, out, chosen)
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {out} cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    print(f"{out}: {export.spec.name}, {size:.1f} MB. Serve it: keras-server --model {out}")
+    if export.flaw:
+        print(f"It has no heat maps: {export.flaw}")
+    return 0
+
+
+def write(settings: Settings, out: Path, chosen: dict[str, str]) -> Export:
+    """Write the export of a model with the options that were chosen. Raises StartupError or OSError."""
+    check_options(settings)
+    source = Source(settings.model, settings.weights, settings.unsafe_model, settings.import_)
+    with contextlib.ExitStack() as cleaning:
+        export = export_of(source, settings, cleaning)
+        if export.why:
+            raise StartupError(
+                f"{source.name} cannot be exported, since OpenVINO cannot run it ({export.why}): serve its own file, "
+                "with Keras."
+            )
+        spec = final_spec(export.spec, settings)
+        # What the options make of the outputs is decided anew by who serves it.
+        copy_export(export, out, replace(export.spec, labels=spec.labels, preprocess=spec.preprocess), chosen)
+    return export

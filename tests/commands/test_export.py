@@ -1,0 +1,240 @@
+"""`keras-server export`: a folder that answers as the model does, without Keras, and with its options baked in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from conftest import DOG, ROOT, Process
+from packaging.requirements import Requirement
+
+import run_keras_server
+import run_keras_server as server
+from keras_server.models.export import FORMAT
+from keras_server.models.tracing import import_keras
+
+SERVICE = str(ROOT / "run_keras_server.py")
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("settings", "model"):
+        monkeypatch.setattr(server, name, getattr(server, name))
+    monkeypatch.setattr(server.log, "propagate", True)
+    monkeypatch.setenv("KERAS_SERVER_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def export(*arguments: object) -> int:
+    return server.main(["export", *map(str, arguments)])
+
+
+def load(*arguments: object) -> Any:
+    """Serve what the command line says in this process, and return the test client."""
+    server.configure([*map(str, arguments)])
+    server.start_model()
+    return server.app.test_client()
+
+
+@pytest.fixture(scope="module")
+def two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a classifier with two outputs, of which one convolves as the other."""
+    keras = import_keras()
+    keras.utils.set_random_seed(4)
+    image = keras.Input((16, 16, 3), name="photo")
+    x = keras.layers.Conv2D(6, 3, activation="relu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = [keras.layers.Dense(3, name="animal")(x), keras.layers.Dense(2, "softmax", name="indoors")(x)]
+    path: Path = tmp_path_factory.mktemp("models") / "two.keras"
+    keras.Model(image, outputs).save(path)
+    return path
+
+
+def answers(client: Any, path: str = "/predict", **headers: str) -> Any:
+    return client.post(path, data=DOG.read_bytes(), content_type="image/jpeg", headers=headers).json
+
+
+# What is baked in
+
+
+def test_an_export_answers_as_the_model_with_its_options(two_heads: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\nhorse\n")
+    options = ["--labels", tmp_path / "labels.txt", "--preprocess", "tf", "--output", "animal", "--crop", "centre",
+               "--background", "#ff0000"]  # fmt: skip
+    client = load("--model", two_heads, *options)
+    expected, heat = answers(client), answers(client, "/explain", Accept="application/json")
+    assert {row["label"] for row in expected["predictions"]} == {"cat", "dog", "horse"}
+    assert export(two_heads, tmp_path / "deep" / "out", *options) == 0
+    (tmp_path / "labels.txt").unlink()  # they are in the export
+    client = load("--model", tmp_path / "deep" / "out")
+    assert answers(client) == expected
+    assert answers(client, "/explain", Accept="application/json") == heat
+    assert (server.settings.background, server.settings.crop) == ("#ff0000", "centre")
+    assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == {
+        "about.json", "model.xml", "model.bin", "heat.xml", "heat.bin",
+    }  # fmt: skip
+
+
+def test_options_win_over_what_is_baked_in(two_heads: Path, tmp_path: Path) -> None:
+    assert export(two_heads, tmp_path / "out", "--output", "animal", "--preprocess", "tf", "--background", "red") == 0
+    client = load("--model", tmp_path / "out", "--output", "indoors", "--preprocess", "none", "--background", "blue")
+    expected = load("--model", two_heads, "--output", "indoors")
+    assert answers(client) == answers(expected)
+    assert server.settings.background == "white"
+    client = load("--model", tmp_path / "out", "--output", "indoors")
+    refused = answers(client, "/explain")
+    assert refused["error"] == "This export of two has heat maps of its output animal, and indoors is served."
+
+
+def test_settings_beside_the_model_are_baked_in(two_heads: Path, tmp_path: Path) -> None:
+    shutil.copy(two_heads, tmp_path / "own.keras")
+    (tmp_path / "own.toml").write_text('output = "animal"\ncrop = "centre"\npreprocess = "unit"')
+    (tmp_path / "own.labels.txt").write_text("cat\ndog\nhorse\n")
+    assert export(tmp_path / "own.keras", tmp_path / "out", "--crop", "none") == 0
+    expected = answers(load("--model", tmp_path / "own.keras", "--crop", "none"))
+    (tmp_path / "own.labels.txt").unlink()
+    assert answers(load("--model", tmp_path / "out")) == expected
+    about = json.loads((tmp_path / "out" / "about.json").read_text())["about"]
+    assert about["settings"] == {"output": "animal", "crop": "none"}
+
+
+# Without TensorFlow
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the bundled model."""
+    folder = tmp_path_factory.mktemp("exports") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "settings", server.settings)
+        patch.setattr(server, "model", server.model)
+        patch.setenv("KERAS_SERVER_CACHE_DIR", "")
+        assert export("bundled", folder) == 0
+    return folder
+
+
+def test_the_export_is_served_where_there_is_no_tensorflow(bundled: Path, serving_site: Path, tmp_path: Path) -> None:
+    """With what requirements-serve.txt installs, the answers are the same to the last digit."""
+    found: list[list[bytes]] = []
+    for command, environment in (([SERVICE], {}), (["-S", SERVICE], {"PYTHONPATH": str(serving_site)})):
+        process = Process(
+            "--model", str(bundled), "--drain-seconds", "0", command=command, folder=tmp_path, **environment
+        )
+        found.append([])
+        try:
+            url = process.wait_until_ready().url
+            post = [("/predict?top=1000", "*/*"), ("/explain", "application/json"), ("/explain", "image/png")]
+            headers = {"Content-Type": "image/jpeg"}
+            for path, accept in post:
+                answer = requests.post(
+                    url + path, data=DOG.read_bytes(), headers=headers | {"Accept": accept}, timeout=60
+                )
+                found[-1].append(answer.content)
+            for path in (
+                "/",
+                "/docs",
+                "/openapi.json",
+                "/v1/models/efficientnet_lite0",
+                "/v2/models/efficientnet_lite0",
+            ):
+                assert requests.get(url + path, timeout=60).status_code == 200, path
+        finally:
+            status, output = process.stop()
+        assert status == 0
+        assert "WARNING" not in output
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("model", ["bundled", "tests/data/models/silu.keras"])
+def test_without_keras_a_sentence_says_what_is_missing(model: str, serving_site: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", SERVICE, "--model", model, "--port", "0"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(serving_site), "KERAS_SERVER_CACHE_DIR": ""}, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: keras and tensorflow must be installed to convert a model (pip install -r ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_requirements_say_the_same_in_both_places() -> None:
+    import tomllib
+
+    more = {Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "-"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {Requirement(text) for text in extras["tensorflow"]} == more
+    assert (ROOT / "requirements.txt").read_text().startswith("-r requirements-serve.txt\n")
+
+
+# Mistakes
+
+
+def test_a_folder_that_holds_something_stays(two_heads: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        assert export(two_heads, out) == 1
+        assert capsys.readouterr().err == f"error: {out} is there already: name a folder that is not, or remove it.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    assert export(two_heads, tmp_path / "empty") == 0
+
+
+def test_nothing_half_is_left(two_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from keras_server.models import export as writing
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, "write_about", full)
+    monkeypatch.setenv("KERAS_SERVER_CACHE_DIR", "")
+    assert export(DOG.parent / "tests/data/models/silu.keras", tmp_path / "x" / "out") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [*(tmp_path / "x").glob("*")] == []
+
+
+def test_what_openvino_cannot_run_is_not_exported(tmp_path: Path, capsys: Any) -> None:
+    assert export(ROOT / "tests/data/models/text.keras", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "text cannot be exported, since OpenVINO cannot run it (it takes or gives text)" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "model.bin").write_bytes(b"x"), "is damaged"),
+        (lambda folder: (folder / "heat.bin").unlink(), "is not a whole export"),
+        (lambda folder: (folder / "about.json").write_text("{"), "is not a whole export"),
+        (
+            lambda folder: (folder / "about.json").write_text(
+                (folder / "about.json").read_text().replace(FORMAT, "keras-server-export/1")
+            ),
+            "exported by another version of the server (keras-server-export/1, and not ",
+        ),
+    ],
+)
+def test_a_damaged_export_is_refused(damage: Any, words: str, bundled: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled, tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(Exception, match="Export the model anew: keras-server export MODEL") as error:
+        load("--model", tmp_path / "out")
+    assert words in str(error.value)
+
+
+def test_an_export_has_no_keras_model(bundled: Path) -> None:
+    with pytest.raises(Exception, match="is an export for OpenVINO, without the Keras model"):
+        load("--model", bundled, "--engine", "keras")
+
+
+def test_the_answers_are_those_of_the_keras_model(bundled: Path) -> None:
+    load("--model", bundled)
+    rows = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype(np.float32)
+    keras_model = import_keras().saving.load_model(ROOT / "keras_server/bundled/efficientnet_lite0.keras")
+    served: Any = run_keras_server.model
+    np.testing.assert_allclose(served.predict(rows), np.asarray(keras_model(rows)), atol=1e-5)
+    assert replace(served.spec, labels=()).name == "efficientnet_lite0"
