@@ -23,6 +23,7 @@ Symbol = Any  # tf.Tensor of a graph
 
 CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput")
 POOLINGS = ("MaxPool", "AvgPool")
+GRIDS = (*CONVOLUTIONS, *POOLINGS, "BatchToSpaceND")  # the last ends a dilated convolution
 RESHAPING = ("Identity", "Reshape", "Squeeze", "Cast", "StopGradient", "PreventGradient", "IdentityN")
 ABOUT_SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # what they say of a tensor hangs on no pixel
 
@@ -131,7 +132,7 @@ def last_features(picture: Symbol, scores: Symbol) -> Symbol | None:
     """
     for tensor, before in bottlenecks(picture, scores):
         operations = [earlier.op for earlier in (*before, tensor)]
-        grids = {grid(op.outputs[0]) for op in operations if op.type in (*CONVOLUTIONS, *POOLINGS)}
+        grids = {grid(op.outputs[0]) for op in operations if op.type in GRIDS}
         convolved = any(op.type in CONVOLUTIONS for op in operations)
         if convolved and grid(tensor) in grids - {None, (1, 1)} and tensor.op.type not in POOLINGS:
             return tensor
@@ -139,8 +140,8 @@ def last_features(picture: Symbol, scores: Symbol) -> Symbol | None:
 
 
 def grid(tensor: Symbol) -> tuple[int, int] | None:
-    """Return the rows and columns of a tensor with four axes."""
-    return tuple(tensor.shape[1:3]) if tensor.shape.rank == 4 else None
+    """Return the rows and columns of a tensor with four axes, of one picture and not of its parts."""
+    return tuple(tensor.shape[1:3]) if tensor.shape.rank == 4 and tensor.shape[0] == 1 else None
 
 
 def bottlenecks(picture: Symbol, scores: Symbol) -> Iterator[tuple[Symbol, list[Symbol]]]:

@@ -45,7 +45,11 @@ def plain_gradients() -> dict[str, str]:
         "BiasAdd": lambda op, dy: (dy, None),
         "FusedBatchNormV3": batch_norm,
         "MaxPool": max_pool,
+        "AvgPool": average_pool,
         "Conv2D": convolution,
+        "DepthwiseConv2dNative": depthwise,
+        "ConcatV2": concat,
+        "StridedSlice": strided_slice,
     }
     for operation, gradient in gradients.items():
         tf.RegisterGradient(f"Plain{operation}")(gradient)
@@ -64,41 +68,100 @@ def convolution(op: Any, dy: Any) -> Any:
     return tf.nn.conv2d_transpose(dy, kernel, x.shape, **options), None
 
 
+def concat(op: Any, dy: Any) -> Any:
+    """Return the gradient of a concatenation: each input's part."""
+    import tensorflow as tf
+
+    *parts, axis = op.inputs
+    axis = int(tf.get_static_value(axis))
+    return *tf.split(dy, [part.shape[axis] for part in parts], axis), None
+
+
+def strided_slice(op: Any, dy: Any) -> Any:
+    """Return the gradient of a slice: zero but for where the slice was taken from."""
+    import tensorflow as tf
+
+    x, *bounds = op.inputs
+    masks = {name: op.get_attr(name) for name in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask",
+                                                  "shrink_axis_mask")}  # fmt: skip
+    begin, end, strides = map(tf.get_static_value, bounds)
+    size = x.shape.num_elements()
+    with tf.init_scope():  # now, and not in the graph
+        places = tf.reshape(tf.range(size), x.shape)
+        taken = tf.raw_ops.StridedSlice(input=places, begin=begin, end=end, strides=strides, **masks).numpy()
+    scattered = tf.scatter_nd(taken.reshape(-1, 1), tf.reshape(dy, [-1]), [size])
+    return tf.reshape(scattered, x.shape), None, None, None
+
+
+class Windows:
+    """The windows that an operation slides over a picture of shape (1, h, w, c), by the places in them."""
+
+    def __init__(self, op: Any, size: tuple[int, int]):
+        """Take the operation, and the rows and columns of its windows."""
+        _, self.rows, self.columns, _ = op.outputs[0].shape
+        _, self.down, self.right, _ = op.get_attr("strides")
+        _, self.height, self.width, _ = op.inputs[0].shape
+        high, wide = (self.rows - 1) * self.down + size[0], (self.columns - 1) * self.right + size[1]
+        is_same = op.get_attr("padding") == b"SAME"
+        self.top, self.left = (max(n - m, 0) // 2 * is_same for n, m in ((high, self.height), (wide, self.width)))
+        self.bottom, self.after = max(high - self.top - self.height, 0), max(wide - self.left - self.width, 0)
+        self.places = [(i, j) for i in range(size[0]) for j in range(size[1])]
+
+    def cut(self, picture: Any, place: tuple[int, int], rim: float) -> Any:
+        """Return what stands at a place of each window, shape (1, rows, columns, c); `rim` lies round the picture."""
+        import tensorflow as tf
+
+        edges = ((0, 0), (self.top, self.bottom), (self.left, self.after), (0, 0))
+        padded, (i, j) = tf.pad(picture, edges, constant_values=rim), place
+        last = i + (self.rows - 1) * self.down + 1, j + (self.columns - 1) * self.right + 1
+        return padded[:, i : last[0] : self.down, j : last[1] : self.right]
+
+    def gather(self, parts: dict[tuple[int, int], Any]) -> Any:
+        """Return the sum of values that are put back to where cut() took them from: shape of the picture."""
+        import tensorflow as tf
+
+        whole = tf.add_n([self.put(values, *place) for place, values in parts.items()])
+        return whole[:, self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def put(self, values: Any, i: int, j: int) -> Any:
+        """Return values where cut() took them from, among zeros: shape of the picture with its rim."""
+        import tensorflow as tf
+
+        gaps = ((0, 0), (0, 0), (0, self.down - 1), (0, 0), (0, self.right - 1), (0, 0))
+        spaced = tf.pad(values[:, :, None, :, None], gaps)  # zeros behind each row and column
+        spaced = tf.reshape(spaced, (1, self.rows * self.down, self.columns * self.right, values.shape[-1]))
+        high, wide = (self.rows - 1) * self.down + 1, (self.columns - 1) * self.right + 1
+        below = self.top + self.height + self.bottom - i - high
+        behind = self.left + self.width + self.after - j - wide
+        return tf.pad(spaced[:, :high, :wide], ((0, 0), (i, below), (j, behind), (0, 0)))
+
+
 def max_pool(op: Any, dy: Any) -> Any:
     """Return the gradient of a max pooling: each window's goes to its largest number, or in parts to several equals."""
     import tensorflow as tf
 
-    x, y = op.inputs[0], op.outputs[0]
-    (_, height, width, _), (_, down, right, _) = op.get_attr("ksize"), op.get_attr("strides")
-    rows, columns = y.shape[1:3]
-    # the picture with its windows' rim, which holds no largest number
-    high, wide = (rows - 1) * down + height, (columns - 1) * right + width
-    top, left = ((max(n - m, 0) // 2 if op.get_attr("padding") == b"SAME" else 0)
-                 for n, m in ((high, x.shape[1]), (wide, x.shape[2])))  # fmt: skip
-    bottom, after = max(high - top - x.shape[1], 0), max(wide - left - x.shape[2], 0)
-    padded = tf.pad(x, ((0, 0), (top, bottom), (left, after), (0, 0)), constant_values=x.dtype.min)
-
-    def window(i: int, j: int) -> Any:
-        """Return of each window the number in row i and column j: shape of y."""
-        return padded[:, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * right + 1 : right]
-
-    def spread(values: Any, i: int, j: int) -> Any:
-        """Return values of the shape of y where window(i, j) took them from, among zeros: shape of padded."""
-        values = zeros_between(values, down, right)[:, : (rows - 1) * down + 1, : (columns - 1) * right + 1]
-        rest = (padded.shape[1] - i - values.shape[1], padded.shape[2] - j - values.shape[2])
-        return tf.pad(values, ((0, 0), (i, rest[0]), (j, rest[1]), (0, 0)))
-
-    places = [(i, j) for i in range(height) for j in range(width)]
-    largest = {place: tf.cast(window(*place) == y, dy.dtype) for place in places}
+    (x,), (y,), windows = op.inputs, op.outputs, Windows(op, op.get_attr("ksize")[1:3])
+    largest = {place: tf.cast(windows.cut(x, place, x.dtype.min) == y, dy.dtype) for place in windows.places}
     part = dy / tf.add_n([*largest.values()])
-    whole = tf.add_n([spread(part * largest[place], *place) for place in places])
-    return whole[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return windows.gather({place: part * is_largest for place, is_largest in largest.items()})
 
 
-def zeros_between(values: Any, down: int, right: int) -> Any:
-    """Return a tensor with zeros behind each of its rows and columns: (1, h, w, c) to (1, h * down, w * right, c)."""
+def average_pool(op: Any, dy: Any) -> Any:
+    """Return the gradient of an average pooling: each window's goes in equal parts to its numbers, none to the rim."""
     import tensorflow as tf
 
-    _, rows, columns, channels = values.shape
-    spaced = tf.pad(values[:, :, None, :, None], ((0, 0), (0, 0), (0, down - 1), (0, 0), (0, right - 1), (0, 0)))
-    return tf.reshape(spaced, (1, rows * down, columns * right, channels))
+    windows = Windows(op, op.get_attr("ksize")[1:3])
+    ones = tf.ones((1, windows.height, windows.width, 1), dy.dtype)
+    part = dy / tf.add_n([windows.cut(ones, place, 0) for place in windows.places])
+    return windows.gather(dict.fromkeys(windows.places, part))
+
+
+def depthwise(op: Any, dy: Any) -> Any:
+    """Return the gradient of a depthwise convolution by what it convolves."""
+    import tensorflow as tf
+
+    kernel = op.inputs[1]  # (rows, columns, channels, multiplier)
+    windows = Windows(op, kernel.shape[:2])
+    by_channel = tf.reshape(dy, (*dy.shape[:3], *kernel.shape[2:]))
+    parts = {(i, j): tf.reduce_sum(by_channel * kernel[i, j], axis=-1) for i, j in windows.places}
+    return windows.gather(parts), None

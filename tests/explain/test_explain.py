@@ -178,6 +178,70 @@ def test_grad_cam_of_a_small_model_equals_the_reference(keras: Any, head: str) -
             np.testing.assert_allclose(cam(picture, label), expected, atol=1e-4 * max(1, expected.max()))
 
 
+def branch(keras: Any, *makers: Any) -> Callable[[Any], Any]:
+    """Return what lets a tensor go several ways, which are joined."""
+    return lambda x: keras.layers.Concatenate()([keras.layers.Flatten()(make(x)) for make in makers])
+
+
+# Heads between the last convolution and the scores, each with operations whose gradient OpenVINO does not have itself.
+HEADS: dict[str, Callable[[Any], list[Any]]] = {
+    "max pooling twice": lambda k: [k.MaxPooling2D(2), k.MaxPooling2D(2), k.Flatten(), k.Dense(9, "relu")],
+    "max pooling that overlaps": lambda k: [k.MaxPooling2D(3, 2, padding="same"), k.Flatten()],
+    "average pooling that overlaps": lambda k: [k.AveragePooling2D(3, 2, padding="same"), k.Flatten()],
+    "largest of all": lambda k: [k.GlobalMaxPooling2D()],
+    "convolutions of a pixel": lambda k: [
+        k.GlobalAveragePooling2D(keepdims=True), k.Conv2D(5, 1, activation="relu6"), k.Conv2D(4, 1), k.Flatten(),
+    ],
+    "normalised": lambda k: [k.GlobalAveragePooling2D(), k.LayerNormalization(), k.UnitNormalization()],
+    "batch norm": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9, "elu"), k.BatchNormalization()],
+    "cut out": lambda k: [k.Cropping2D(((1, 2), (3, 0))), k.Flatten()],
+    "leaky": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9), k.LeakyReLU(0.2)],
+    **{
+        name: lambda k, name=name: [k.GlobalAveragePooling2D(), k.Dense(9, name)]  # type: ignore[misc]
+        for name in ("gelu", "mish", "selu", "softplus", "softsign", "swish", "tanh", "sigmoid", "hard_swish")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_have_their_gradient(keras: Any, name: str) -> None:
+    image = keras.Input((13, 11, 3))
+    x = features = keras.layers.Conv2D(6, 3, padding="same")(image)
+    for layer in HEADS[name](keras.layers):
+        x = layer(x)
+    check_heat(keras, image, features, keras.layers.Dense(3)(x))
+
+
+def test_branches_have_their_gradient(keras: Any) -> None:
+    image = keras.Input((13, 11, 3))
+    features = keras.layers.Conv2D(6, 3, padding="same")(image)
+    ways = (
+        keras.layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2),
+        keras.layers.Conv2D(2, 3, strides=2),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.GlobalMaxPooling2D(),
+    )
+    check_heat(keras, image, features, keras.layers.Dense(3)(branch(keras, *ways)(features)))
+
+
+def test_a_dilated_convolution_is_one_map(keras: Any) -> None:
+    """TensorFlow computes it in parts of the picture, which are no maps of it."""
+    image = keras.Input((14, 12, 3))
+    features = keras.layers.Conv2D(6, 3, dilation_rate=2)(image)
+    check_heat(keras, image, features, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)))
+
+
+def check_heat(keras: Any, image: Any, features: Any, scores: Any) -> None:
+    """Hold both ways to a map against the paper's, for each label."""
+    random = np.random.default_rng(2)
+    picture = random.normal(size=(1, *image.shape[1:])).astype(np.float32)
+    found = cams(keras.Model(image, scores))
+    for label in range(3):
+        expected = reference(keras, features, scores, [image], picture, label)
+        for cam in found.values():
+            np.testing.assert_allclose(cam(picture, label), expected, atol=1e-4 * expected.max(), rtol=0)
+
+
 def test_grad_cam_of_the_bundled_model_equals_the_reference(keras: Any, bundled: tuple[Any, Spec]) -> None:
     model, _ = bundled
     picture = np.asarray(Image.open(DOG).resize((224, 224)), np.float32)[np.newaxis]
