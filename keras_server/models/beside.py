@@ -3,6 +3,8 @@
 flowers.keras         --model flowers.keras
 flowers.toml          preprocess = "tf", and what else of the README's table belongs to a model
 flowers.labels.txt    the names of its classes, in any form that --labels takes
+
+In an export of this server and in an archive of Teachable Machine they stand inside.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 import click
 
 from keras_server.models.export import Export, ExportError
-from keras_server.models.files import is_export
+from keras_server.models.files import is_export, teachable
 from keras_server.settings import SETTINGS, Beside
 
 ROWS = {row.name: row for row in SETTINGS if row.of_model}
@@ -36,7 +38,7 @@ def beside(model: str) -> Beside:
     folders = (path.parent, path) if is_folder else (path.parent,)
     labels = only([folder / f"{name}.labels.txt" for folder in folders])
     file = only([folder / f"{name}.toml" for folder in folders])
-    values = ({"labels": str(labels)} if labels else {}) | (read_toml(file) if file else {})
+    values = of_teachable(path) | ({"labels": str(labels)} if labels else {}) | (read_toml(file) if file else {})
     return Beside(values, str(file or labels or ""))
 
 
@@ -83,6 +85,14 @@ def read_value(file: Path, key: str, value: object) -> str:
     if row.metavar == "FILE" and value:
         return str(file.parent / value)
     return value
+
+
+def of_teachable(archive: Path) -> dict[str, str]:
+    """Return what Teachable Machine's own lines of Python do to pictures, for an archive that it has exported."""
+    if not (inside := teachable(archive)):
+        return {}
+    labels = archive / Path(inside).parent / "labels.txt"
+    return {"labels": str(labels), "preprocess": "tf", "crop": "centre", "interpolation": "lanczos"}
 
 
 def of_export(folder: Path) -> Beside:

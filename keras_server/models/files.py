@@ -66,6 +66,38 @@ def kind_of(path: Path) -> str:
     )
 
 
+def teachable(path: Path) -> str:
+    """Return where the model stands in an archive that Teachable Machine has exported; "" for any other file.
+
+    Beside it stands labels.txt. Who packs it anew may well put both into a folder.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    for name in names:
+        folder, found, rest = name.rpartition("keras_model.h5")
+        if not found:
+            folder, found, rest = name.partition("model.savedmodel/saved_model.pb")
+        if found and not rest and folder[-1:] in ("", "/") and f"{folder}labels.txt" in names:
+            return name.removesuffix("/saved_model.pb")
+    return ""
+
+
+def load_teachable(path: Path, inside: str, unsafe: bool) -> Any:
+    """Return the Keras model that an archive holds. Raises StartupError."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise StartupError(f"{path} cannot be unpacked: {reason_of(error)}") from None
+        try:
+            return load_file(Path(folder, inside), unsafe)
+        except StartupError as error:
+            raise StartupError(str(error).replace(folder, str(path))) from None
+
+
 def newest_version(path: Path) -> Path | None:
     """Return the newest of a model's versions, laid out as TensorFlow Serving has them: NAME/1, NAME/2."""
     versions = [folder for folder in path.iterdir() if folder.name.isdecimal() and is_saved_model(folder)]
@@ -74,6 +106,8 @@ def newest_version(path: Path) -> Path | None:
 
 def load_file(path: Path, unsafe: bool) -> Any:
     """Return the Keras model in a file or a SavedModel folder. Raises StartupError."""
+    if inside := teachable(path):
+        return load_teachable(path, inside, unsafe)
     if is_saved_model(path):
         return load_saved_model(path)
     keras = import_keras()

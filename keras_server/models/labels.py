@@ -16,6 +16,7 @@ import codecs
 import json
 import re
 import stat
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,13 @@ def check_labels(labels: Sequence[str], classes: int | None, name: str) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the file's bytes. Raises StartupError for what is missing, no file, unreadable or too large."""
+    """Return the file's bytes. Raises StartupError for what is missing, no file, unreadable or too large.
+
+    It may stand in a zip archive: converted_keras.zip/labels.txt.
+    """
     try:
+        if archive := next((parent for parent in path.parents if parent.is_file()), None):
+            return read_packed(archive, path)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise StartupError(f"{path} is a folder: --labels takes a file.")
@@ -67,6 +73,20 @@ def read_file(path: Path) -> bytes:
         raise StartupError(f"There is no file {path}.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise StartupError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+
+
+def read_packed(archive: Path, path: Path) -> bytes:
+    """Return the bytes of a file in a zip archive. Raises StartupError, or OSError where it is no archive."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            about = opened.getinfo(path.relative_to(archive).as_posix())
+            if about.file_size > MAX_BYTES:
+                raise StartupError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no list of labels is.")
+            return opened.read(about)
+    except KeyError:
+        raise StartupError(f"There is no file {path}.") from None
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        raise OSError(str(error)) from None
 
 
 def decode(data: bytes, path: Path) -> str:
