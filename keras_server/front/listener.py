@@ -24,7 +24,11 @@ def bind(host: str, port: int) -> gevent.socket.socket:
         listener = gevent.socket.socket(family, kind, protocol)
         if sys.platform != "win32":  # where it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
         return listener
     except OSError as error:
         raise StartupError(f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port.") from None

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from keras_server.models.export import Export, ExportError
-from keras_server.models.files import is_export, teachable
+from keras_server.models.kinds import is_export, teachable
 from keras_server.settings import SETTINGS, Beside
 
 ROWS = {row.name: row for row in SETTINGS if row.of_model}
@@ -26,7 +26,7 @@ ROWS = {row.name: row for row in SETTINGS if row.of_model}
 
 def beside(model: str) -> Beside:
     """Return what stands beside a model as --model names it. Raises click.UsageError."""
-    if model in ("", "bundled") or not Path(model).exists():
+    if model in ("", "bundled") or not os.path.exists(model):
         return Beside()
     path = Path(model)
     if path.name in ("", ".."):

@@ -1,4 +1,4 @@
-"""Model files as people have them: told apart by their content, and what is wrong with one in a sentence."""
+"""Loads the model files that people have with the Keras that reads them, or says in a sentence why none does."""
 
 from __future__ import annotations
 
@@ -14,74 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_server.models.errors import StartupError
+from keras_server.models.kinds import find_model, is_hdf5, is_saved_model, teachable
 from keras_server.models.tracing import import_keras, reason_of
 
 log = logging.getLogger("keras_server")
-
-
-def is_hdf5(path: Path) -> bool:
-    """Return whether a file is in HDF5, whatever it is called."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"\x89HDF"
-
-
-def is_model_file(path: Path) -> bool:
-    """Return whether a file can be a Keras model: a zip archive or HDF5."""
-    return path.is_file() and (is_hdf5(path) or zipfile.is_zipfile(path))
-
-
-def is_saved_model(path: Path) -> bool:
-    """Return whether this is a folder in TensorFlow's format."""
-    return (path / "saved_model.pb").is_file()
-
-
-def is_export(path: Path) -> bool:
-    """Return whether this is a folder that `keras-server export` has written, whole or not."""
-    return (path / "about.json").is_file()
-
-
-def kind_of(path: Path) -> str:
-    """Return what a file or folder is that is no model of Keras, for a sentence."""
-    if path.is_dir():
-        if (path / "checkpoint").is_file():
-            return "a folder of checkpoints, which are only weights"
-        return "a folder without saved_model.pb, or versions of it in folders 1, 2, ..."
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        return "empty"
-    kinds = {
-        "cut off or damaged, a zip archive without its end": head.startswith(b"PK"),
-        "a model of TensorFlow Lite": head[4:8] == b"TFL3",
-        "a model of ONNX": path.suffix.lower() == ".onnx",
-        "a frozen graph of TensorFlow 1": path.suffix.lower() == ".pb",
-        "a pickle": head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"),
-        "a model of OpenVINO": path.suffix.lower() == ".xml",
-        "a picture": head.startswith((b"\xff\xd8\xff", b"\x89PNG")),
-    }
-    return next(
-        (kind for kind, holds in kinds.items() if holds), "neither a zip archive nor HDF5, as Keras writes them"
-    )
-
-
-def teachable(path: Path) -> str:
-    """Return where the model stands in an archive that Teachable Machine has exported; "" for any other file.
-
-    Beside it stands labels.txt. Who packs it anew may well put both into a folder.
-    """
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return ""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    for name in names:
-        folder, found, rest = name.rpartition("keras_model.h5")
-        if not found:
-            folder, found, rest = name.partition("model.savedmodel/saved_model.pb")
-        if found and not rest and folder[-1:] in ("", "/") and f"{folder}labels.txt" in names:
-            return name.removesuffix("/saved_model.pb")
-    return ""
 
 
 def load_teachable(path: Path, inside: str, unsafe: bool) -> Any:
@@ -93,47 +29,44 @@ def load_teachable(path: Path, inside: str, unsafe: bool) -> Any:
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise StartupError(f"{path} cannot be unpacked: {reason_of(error)}") from None
         try:
-            return load_file(Path(folder, inside), unsafe)
+            return load_file(find_model(Path(folder, inside)), unsafe)
         except StartupError as error:
             raise StartupError(str(error).replace(folder, str(path))) from None
 
 
-def newest_version(path: Path) -> Path | None:
-    """Return the newest of a model's versions, laid out as TensorFlow Serving has them: NAME/1, NAME/2."""
-    versions = [folder for folder in path.iterdir() if folder.name.isdecimal() and is_saved_model(folder)]
-    return max(versions, key=lambda folder: int(folder.name), default=None)
-
-
 def load_file(path: Path, unsafe: bool) -> Any:
-    """Return the Keras model in a file or a SavedModel folder. Raises StartupError."""
+    """Return the Keras model in a file or a folder. Raises StartupError."""
     if inside := teachable(path):
         return load_teachable(path, inside, unsafe)
     if is_saved_model(path):
         return load_saved_model(path)
     keras = import_keras()
-    if not is_hdf5(path):
-        check_archive(path)
     try:
         with named(path, ".h5" if is_hdf5(path) else ".keras") as file:
             if is_of_keras_2(written_by(path)):
-                return load_with_keras_2(file, unsafe)
+                return load_with_keras_2(path, file, unsafe)
             return keras.saving.load_model(file, compile=False, safe_mode=not unsafe)
+    except StartupError:
+        raise
     except Exception as error:  # noqa: BLE001 - Keras raises whatever the file's content trips over
         raise StartupError(sentence(error, path, unsafe)) from None
 
 
-def load_with_keras_2(path: Path, unsafe: bool) -> Any:
-    """Return a model that Keras 2 has written, in the shell of one of Keras 3. Raises whatever Keras does."""
+def load_with_keras_2(path: Path, file: Path, unsafe: bool) -> Any:
+    """Return a model that Keras 2 has written, in the shell of one of Keras 3; `file` is its path for Keras.
+
+    Raises StartupError, or whatever Keras does.
+    """
     try:
         import tf_keras
     except ImportError:
-        raise StartupError(f"{path} was written by Keras 2: install tf_keras, which reads it.") from None
+        raise StartupError(
+            f"{path} was written by Keras {written_by(path)}: install tf_keras, which reads it (pip install tf_keras)."
+        ) from None
     if not unsafe and has_lambda(model_config(path)):
         raise ValueError("enable_unsafe_deserialization")
     log.info("Keras %s wrote this file, so Keras 2 (tf_keras %s) loads it.", written_by(path), tf_keras.__version__)
-    original = tf_keras.models.load_model(
-        path, compile=False, **({} if path.suffix == ".h5" else {"safe_mode": not unsafe})
-    )
+    original = tf_keras.models.load_model(file, compile=False, **({} if is_hdf5(file) else {"safe_mode": not unsafe}))
     inputs = {
         name: (tuple(t.shape), t.dtype.name) for name, t in zip(original.input_names, original.inputs, strict=True)
     }
@@ -170,9 +103,16 @@ def model_config(path: Path) -> Any:
     with contextlib.suppress(Exception):  # whatever is wrong with the file, it says nothing
         if is_hdf5(path):
             return json.loads(hdf5_attribute(path, "model_config"))
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("config.json"))
+        return json.loads(read_member(path, "config.json"))
     return None
+
+
+def read_member(path: Path, name: str) -> bytes:
+    """Return a file that stands in a .keras file, packed or not. Raises whatever is in the way."""
+    if path.is_dir():
+        return (path / name).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
 
 
 def hdf5_attribute(path: Path, name: str) -> str:
@@ -194,7 +134,9 @@ def has_lambda(config: Any) -> bool:
 @contextlib.contextmanager
 def named(path: Path, ending: str) -> Iterator[Path]:
     """Give a file the ending by which Keras tells its formats apart."""
-    if path.suffix.lower() in ((".h5", ".hdf5") if ending == ".h5" else (".keras",)):
+    if path.is_dir():
+        ending = ""  # by which it knows a folder
+    if path.suffix in ((".h5", ".hdf5") if ending == ".h5" else (ending,)):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -203,29 +145,12 @@ def named(path: Path, ending: str) -> Iterator[Path]:
         yield link
 
 
-def check_archive(path: Path) -> None:
-    """Raise StartupError for a zip archive that is no Keras model, saying what it is."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if "config.json" in names:
-        return
-    inside = next((name for name in names if re.search(r"\.(keras|h5|hdf5)$", name)), None)
-    if inside and "weights" not in inside:
-        raise StartupError(f"{path} is an archive with {inside} inside: unpack it, and serve that file.")
-    if any(name.endswith("data.pkl") for name in names):
-        raise StartupError(f"{path} is a model of PyTorch, which Keras does not read: export it from there to Keras.")
-    if inside:
-        raise StartupError(f"{path} holds only weights, without the model that they belong to.")
-    raise StartupError(f"{path} is a zip archive without a Keras model in it: save one with model.save('name.keras').")
-
-
 def written_by(path: Path) -> str:
     """Return the version of Keras that wrote a file, as far as it says so."""
     with contextlib.suppress(Exception):  # whatever is wrong with the file, it says nothing
         if is_hdf5(path):
             return hdf5_attribute(path, "keras_version")
-        with zipfile.ZipFile(path) as archive:
-            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+        return str(json.loads(read_member(path, "metadata.json"))["keras_version"])
     return ""
 
 
@@ -236,7 +161,7 @@ def is_of_keras_2(version: str) -> bool:
 
 def training_loss(path: Path | None) -> tuple[str, bool]:
     """Return the name of the loss that a model in a file was trained with, and whether on logits; else "" and False."""
-    if not path or path.is_dir():
+    if not path:
         return "", False
     config: Any = None
     with contextlib.suppress(Exception):  # as above
@@ -266,10 +191,9 @@ def sentence(error: Exception, path: Path, unsafe: bool) -> str:
     if match := re.search(r"Could not locate (?:class|function) '([^']+)'|Unknown (?:layer|class)[^']*'([^']+)'", text):
         return (
             f"{path} cannot be loaded as a Keras model: it needs {match[1] or match[2]}, which is none of Keras' own: "
-            "save the model without own layers, or export it with model.export(FOLDER)."
+            "give the file of Python that defines and registers it with --import FILE, or save the model without own "
+            "layers, by model.export(FOLDER)."
         )
-    if "No model config found" in text:
-        return f"{path} holds only weights: name the model that they belong to with --model, and these with --weights."
     if not unsafe and re.search("enable_unsafe_deserialization|safe_mode", text):
         return (
             f"{path} cannot be loaded as a Keras model: it carries Python code of its own (a Lambda layer), which runs "
@@ -277,10 +201,12 @@ def sentence(error: Exception, path: Path, unsafe: bool) -> str:
         )
     if is_of_keras_2(version):
         return (
-            f"{path} was written by Keras {version}, and Keras 3 cannot read it: load it with that version, and export "
-            "it with tf.saved_model.save(model, FOLDER)."
+            f"{path} was written by Keras {version}, and tf_keras, which reads such files, cannot load it "
+            f"({reason_of(error)}): load it with that version, and export it with tf.saved_model.save(model, FOLDER)."
         )
-    return f"{path} cannot be loaded as a Keras model: {reason_of(error)}"
+    here = import_keras().__version__
+    wrote = f" (Keras {version} wrote it, and this is Keras {here})" if version and version != here else ""
+    return f"{path} cannot be loaded as a Keras model{wrote}: {reason_of(error)}"
 
 
 def load_saved_model(path: Path) -> Any:

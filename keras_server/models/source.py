@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,15 +12,8 @@ from typing import Any
 
 from keras_server.models.architectures import PREPROCESS_OF, cached_weights, check_architecture
 from keras_server.models.errors import DownloadError, StartupError
-from keras_server.models.files import (
-    is_export,
-    is_model_file,
-    is_saved_model,
-    kind_of,
-    load_file,
-    newest_version,
-    training_loss,
-)
+from keras_server.models.files import load_file, training_loss
+from keras_server.models.kinds import check_program, check_weights, find_model, is_export
 from keras_server.models.tracing import import_keras, reason_of
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.keras"
@@ -32,25 +26,20 @@ class Source:
 
     def __init__(self, model: str, weights: str = "", unsafe: bool = False, imports: Sequence[str] = ()):
         """Look whether it can be there at all. `imports` are files of Python to run first. Raises StartupError."""
-        is_path = re.search(r"[./\\]", model) or Path(model).exists()
-        self.path = BUNDLED if model == "bundled" else Path(model) if is_path else None
-        self.name = reachable(self.path) if self.path else check_architecture(model.lower())
+        is_path = re.search(r"[./\\]", model) or os.path.exists(model)
+        named = BUNDLED if model == "bundled" else Path(model) if is_path else None
+        self.path = find_model(named) if named else None
+        self.name = reachable(named) if named else check_architecture(model.lower())
         self.model, self.weights, self.unsafe = model, weights, unsafe
         self.imports = [Path(file) for file in imports]
         self.is_architecture = not self.path
         self.is_export = bool(self.path and is_export(self.path))
         if self.path and weights:
             raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
-        file = self.path or (Path(weights) if weights else None)
-        for wanted in (file, *self.imports):
-            if wanted and not wanted.exists():
-                raise StartupError(f"There is no file {wanted}.")
-        if self.path and self.path.is_dir() and not is_saved_model(self.path) and not self.is_export:
-            self.path = newest_version(self.path) or self.path
-        if self.path and not (self.is_export or is_saved_model(self.path) or is_model_file(self.path)):
-            raise StartupError(
-                f"{self.path} is not a Keras model, but {kind_of(self.path)}: save one with model.save('name.keras')."
-            )
+        for file in self.imports:
+            check_program(file)
+        if weights:
+            check_weights(Path(weights))
 
     @property
     def has_labels(self) -> bool:

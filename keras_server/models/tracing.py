@@ -74,4 +74,5 @@ def reason_of(error: BaseException) -> str:
         text = re.split(r"\n\s*[\w.]*(?:Error|Exception): ", text)[-1]
     lines = [line.strip().removeprefix("-- ") for line in text.splitlines() if line.strip()]
     reasons = [line for line in lines if not line.startswith(NOISE)] or lines or [type(error).__name__]
-    return reasons[0][:200]
+    reason = " ".join(reasons[:2]) if reasons[0].endswith(":") else reasons[0]  # an example follows
+    return reason[:300]

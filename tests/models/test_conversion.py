@@ -71,7 +71,6 @@ def test_files_of_users_have_the_numbers_of_their_own_keras(name: str) -> None:
 SENTENCES = {
     "custom.keras": "Scale",
     "only_weights.h5": "only weights",
-    "converted_keras.zip": "archive with keras_model.h5 inside",
     "notkeras.keras": "zip archive without a Keras model",
     "sm_nosig": "has no signature serving_default to serve; it has none",
     "scalar.keras": "no row for each",

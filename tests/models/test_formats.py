@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 import run_keras_server as server
 from keras_server.models.beside import beside
 from keras_server.models.errors import StartupError
-from keras_server.models.files import teachable
+from keras_server.models.kinds import teachable
 from keras_server.models.labels import read_labels
 from keras_server.models.source import Source
 from keras_server.settings import read_settings
