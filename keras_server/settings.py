@@ -67,6 +67,23 @@ def colour(text: str) -> str:
     return text
 
 
+def origin(text: str) -> str:
+    """Read an origin as browsers write it (RFC 6454), such as https://example.org; or *, or null."""
+    scheme, _, host = text.strip().lower().removesuffix("/").partition("://")
+    if not host:
+        if scheme in ("*", "null"):
+            return scheme
+    elif re.fullmatch("[a-z][a-z0-9+.-]*", scheme) and re.fullmatch(r"[^\s/?#@,\\]+", host) and host.isascii():
+        return f"{scheme}://" + host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+    raise click.BadParameter(f"{text!r} is no origin as browsers send it, such as https://example.org, nor * or null.")
+
+
+class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4
+    """What may be repeated on the command line, and stand with commas in the environment."""
+
+    envvar_list_splitter = ","
+
+
 def setting(default: T, help: str, read: Callable[[str], Any] = str, metavar: str = "", empty: bool = False) -> T:
     """Return a field of Settings. `empty` says that an empty variable is a value, and not the same as none."""
     result: T = field(default=default, metadata={"help": help, "read": read, "metavar": metavar, "empty": empty})
@@ -103,7 +120,8 @@ class Settings:
     engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N")
     cache_dir: str = setting("~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
         metavar="FOLDER", empty=True)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    host: str = setting("localhost", "address to listen on: localhost for 127.0.0.1 and ::1, 0.0.0.0 for all of IPv4, "
+        ":: for all of IPv4 and IPv6")
     port: int = setting(5000, "port to listen on; 0: a free one", number(int, 0, 65_535))
     top: int = setting(5, "rows in an answer, unless the request says ?top=N", COUNT, "N")
     max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
@@ -113,12 +131,15 @@ class Settings:
     queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
     timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
         number(float, 0.01, 86_400), "SECONDS")
+    keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",
+        number(float, 0.1, 86_400), "SECONDS")
     drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
         "while /readyz says no", number(float, 0, 3600), "SECONDS")
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
         "repeated, in the environment with commas", metavar="KEY")
     api_key_file: str = setting("", "file with one key a line; a line that begins with # is a comment", metavar="FILE")
-    cors_origin: str = setting("", "origin whose web pages may call the server, or *", metavar="ORIGIN")
+    cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
+        "the environment with commas", origin)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
     unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
 
@@ -169,7 +190,7 @@ class Setting:
             more = {"is_flag": False, "flag_value": "on"}
         return click.Option(
             [self.option, self.name],
-            type=self.read,
+            type=Several(self.read) if isinstance(self.default, tuple) else self.read,
             default=self.default if self.default == () else self.shown_default,
             show_default=self.shown_default != "",
             envvar=self.variable,

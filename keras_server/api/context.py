@@ -88,7 +88,7 @@ def current_model() -> Served:
 
 def cors_of(settings: Settings) -> Cors:
     """Return which other origins' pages may read the answers."""
-    return Cors((settings.cors_origin,) if settings.cors_origin else ())
+    return Cors(settings.cors_origin)
 
 
 def decode_threads(settings: Settings) -> int:

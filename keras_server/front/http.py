@@ -180,12 +180,14 @@ def read_exactly(stream: Stream, size: int) -> Iterator[bytes]:
         yield piece
 
 
-def render(answer: Answer, head: Head, close: bool) -> bytes:
-    """Return an answer as it is sent."""
+def render(answer: Answer, head: Head, keep_alive: float) -> bytes:
+    """Return an answer as it is sent; the connection is kept for so many seconds, or closed where there are none."""
     status, headers, body = answer
     lines = [f"HTTP/1.1 {status}", f"Date: {formatdate(time.time(), usegmt=True)}"]
-    if close or head.version == "1.0":
-        lines.append(f"Connection: {'close' if close else 'keep-alive'}")
+    # Clients that know when the connection ends do not send on it as it is being closed (RFC 2068, 19.7.1.1).
+    lines += (
+        ["Connection: keep-alive", f"Keep-Alive: timeout={int(keep_alive)}"] if keep_alive else ["Connection: close"]
+    )
     ours = {"connection", "date"} if head.method == "HEAD" else {"connection", "date", "content-length"}
     lines += [f"{name}: {value}" for name, value in headers if name.lower() not in ours]
     bodiless = status.startswith(("204", "304"))
