@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tiny_models
 from conftest import ROOT, FakeModel, encode, serve_with
+from fakes import FakeServer, request
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.datastructures import MultiDict
@@ -29,6 +30,7 @@ from werkzeug.test import TestResponse
 import run_keras_server as server
 from keras_server import __version__
 from keras_server.api import docs as openapi
+from keras_server.api import probes
 from keras_server.models.spec import Tensor
 
 MODELS = ["bundled", "digits", "tabular", "tokens", "half_plus_two", "mixed"]
@@ -176,7 +178,6 @@ def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable
     assert found["components"]["schemas"]["ImagesForm"]["properties"]["image"]["maxItems"] == 7
     assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert found["paths"]["/predict"]["post"]["security"] == [{"key": []}]
-    assert "security" not in found["paths"]["/healthz"]["get"]
     setting(api_key=())
     assert "security" not in json.dumps(document(client)).replace("securitySchemes", "")
 
@@ -273,6 +274,23 @@ def test_the_documents_need_no_key_and_then_tell_nothing_of_the_tensors(
             assert answer.status_code == 200
             assert ("salary" in answer.text) is told
             assert "hired" not in answer.text
+
+
+def test_which_routes_need_the_key_is_the_same_in_front_app_and_document(
+    client: FlaskClient, setting: Callable[..., None]
+) -> None:
+    """Those of the probes need none, which no kubelet has."""
+    setting(api_key=("secret",))
+    described = operations(document(client))
+    with FakeServer("--api-key", "secret") as fake:
+        for (path, method), operation in described.items():
+            target = re.sub("{[a-z]+}", "x", path)
+            free = path in probes(server.app) or target in ("/", "/docs", "/openapi.json", "/static/x")
+            assert (client.open(target, method=method).status_code == 401) is not free, path
+            assert (fake.ask(request(target, method.upper(), b"")).status == 401) is not free, path
+            assert ("security" in operation) is not free, path
+            assert ("401" in operation["responses"]) is not free, path
+    assert ("/v2/health/ready", "get") in described
 
 
 def test_why_a_model_is_not_predicted_tells_strangers_nothing(
