@@ -41,6 +41,13 @@ IMAGE_EXTENSIONS = (
 )  # looked for in folders
 BUSY_RETRIES = 4  # how often an image is sent again to a server that answers 503 with Retry-After
 LONGEST_WAIT = 10  # seconds, whatever Retry-After asks for
+# what it means where the answer is not the server's own
+FROM_PROXIES = {
+    413: "A proxy before the server refused the size: send a smaller image, or raise the proxy's limit.",
+    502: "A proxy before the server got no answer from it: is the server still running?",
+    503: "A proxy before the server has none to ask just now: try again in a moment.",
+    504: "A proxy before the server did not wait for its answer: try again, or have the proxy wait longer.",
+}
 SAME_FOR_ALL = {401, 403, 404, 405, 422}  # statuses about the key, the address or the model, not about one image
 
 Rows = list[dict[str, Any]]  # [{"label": "beagle", "probability": 0.99}, ...], of a regression [{"value": 29.7}]
@@ -112,7 +119,7 @@ def refusal(url: str, response: requests.Response, flaw: str) -> PredictionError
             case {"success": False, "error": str(sentence)}:
                 return PredictionError(sentence, response.status_code)
     sentence = f"{url} answered {response.status_code} with {flaw}. Is it the Keras server?"
-    return PredictionError(sentence, response.status_code)
+    return PredictionError(FROM_PROXIES.get(response.status_code, sentence), response.status_code)
 
 
 def is_row(row: object) -> bool:

@@ -239,7 +239,28 @@ def test_classify_names_an_unreadable_file_as_the_cause(server: Server, tmp_path
     assert server.requests == []
 
 
-@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (413, "A proxy before the server refused the size: send a smaller image"),
+        (502, "A proxy before the server got no answer from it: is the server still running"),
+        (503, "A proxy before the server has none to ask just now: try again"),
+        (504, "A proxy before the server did not wait for its answer"),
+    ],
+)
+def test_classify_knows_the_pages_of_proxies(server: Server, status: int, sentence: str) -> None:
+    for kind, body in (("text/html", b"<html>nginx</html>"), ("application/json", b'{"message": "Too Long"}')):
+        server.answer = lambda request, body=body, kind=kind: (status, {"Content-Type": kind}, body)
+        with pytest.raises(PredictionError, match=sentence) as caught:
+            classify(b"beagle", server.url)
+        assert caught.value.status == status
+    own = json.dumps({"success": False, "error": "The server's own."}).encode()
+    server.answer = lambda request: (status, {"Content-Type": "application/json"}, own)
+    with pytest.raises(PredictionError, match="The server's own"):
+        classify(b"beagle", server.url)
+
+
+@pytest.mark.parametrize("status", [200, 520])
 def test_classify_names_an_answer_that_is_not_json(server: Server, status: int) -> None:
     server.answer = lambda request: (status, {"Content-Type": "text/html"}, b"<h1>Hello</h1>")
     with pytest.raises(PredictionError, match=f"answered {status} with something that is not JSON") as caught:
