@@ -22,6 +22,8 @@ from keras_server.ticket import LENGTH
 
 PIECE_BYTES = 64 * 1024  # of a body that are read at once
 
+TLS = b"\x16"  # the first byte of its handshake (RFC 8446, 5.1)
+
 BROKEN_OFF = "The request's body broke off, or is not in the chunks that HTTP asks for."
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -37,7 +39,7 @@ Answer = tuple[str, Headers, bytes]  # status line, headers, body
 class Refusal(Exception):
     """A request that the app never sees, with the status and the sentence of its answer."""
 
-    def __init__(self, status: int = 400, sentence: str = "This is not a well-formed HTTP request."):
+    def __init__(self, status: int = 400, sentence: str = "This is no well-formed request of HTTP/1.1."):
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
 
@@ -95,6 +97,8 @@ def read_head(stream: Stream, head: Head) -> None:
     Raises Refusal where it is malformed, too large or unclear about the body, ConnectionAbortedError where it breaks
     off.
     """
+    if stream.peek(1)[:1] == TLS:  # whose client waits for an answer, and sends no end of a line
+        raise Refusal(400, "This is TLS, and the server speaks plain HTTP: say http://, or put a proxy before it.")
     line = stream.readline(limits.LINE_BYTES)
     if line == b"\r\n":  # some clients end a body with one too many
         line = stream.readline(limits.LINE_BYTES)
@@ -104,7 +108,7 @@ def read_head(stream: Stream, head: Head) -> None:
         raise ConnectionAbortedError
     if not (match := REQUEST_LINE.fullmatch(line.decode("latin-1"))):
         raise Refusal
-    head.method, head.target, head.version = match.groups()
+    head.method, head.target, head.version = match[1].upper(), match[2], match[3]  # as the app reads the method
     if not head.target.startswith("/"):
         head.target = "/" + PROXY_FORM.sub("", head.target, count=1)
     names = read_fields(stream, head.fields)
