@@ -178,7 +178,8 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
         with current_app().decoder():  # few at a time, for objects take many times the memory of their text
             content = json.loads(data)
     except (ValueError, RecursionError):
-        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {asked}.")
+        remedy = "it is a picture, so say image/jpeg there" if begins_as_picture(data) else asked
+        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {remedy}.")
     if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
         flask.abort(400, f"The JSON has no image: {asked}.")
     if {"image", "images"} <= content.keys():

@@ -2,31 +2,26 @@
 
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from conftest import DOG, ROOT, Process, encode, serve_with
+from conftest import DOG, ROOT, Process, encode, lacking, serve_with
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from werkzeug.serving import make_server
 
 import run_keras_server as server
 from keras_server.models.spec import Tensor
 
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
-# Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync"]  # fmt: skip
 REFUSED = "Failed to load resource"  # what Chromium itself logs of each answer that is an error
 KEY = "correct-horse"
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -42,25 +37,6 @@ CARRIED = """(files) => {
 
 Visit = Callable[..., Page]
 expect.set_options(timeout=60_000)
-
-
-def lacking(sentence: str) -> NoReturn:
-    """Skip what cannot be tested here; in CI nothing may be skipped."""
-    if os.environ.get("CI"):
-        pytest.fail(sentence)
-    pytest.skip(sentence)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, without a window."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        lacking("No browser is installed: apt-get install chromium.")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=OPTIONS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
