@@ -50,7 +50,7 @@ defaults
     timeout server 10s
 listen proxy
     bind 127.0.0.1:{port}
-    option http-buffer-request
+    http-request wait-for-body time 5s if {{ path_beg /buffered }}
     http-request replace-path /(buffered|streamed)(/.*) \\2
     server server 127.0.0.1:{server}
 """

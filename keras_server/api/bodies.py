@@ -33,7 +33,7 @@ def read_body() -> bytes:
 def unpacked(data: bytes, coding: str) -> bytes:
     """Return what gzip, in any members (RFC 1952, 2.2), or deflate has packed. Raises TensorError."""
     limit, whole = body_limit(current_settings()), b""
-    for _ in range(MOST_MEMBERS):
+    for member in range(MOST_MEMBERS):
         # 47 tells gzip and deflate apart itself; some clients send deflate without the head that it should have.
         head = int.from_bytes(data[:2])
         bare = coding == "deflate" and head != GZIP and (data[:1] != b"\x78" or head % 31 != 0)
@@ -41,14 +41,16 @@ def unpacked(data: bytes, coding: str) -> bytes:
         try:
             whole += unpacker.decompress(data, limit + 1 - len(whole))
         except zlib.error:
-            if whole:
+            if member:
                 break
             raise TensorError(f"The body is not {coding}, although its Content-Encoding says so.") from None
         if len(whole) > limit:
             raise TensorError(f"Unpacked, the body is larger than {current_settings().max_upload_mb:g} MiB.", 413)
+        if not unpacker.eof:
+            raise TensorError(f"The body breaks off within what {coding} has packed: send it once more.")
         data = unpacker.unused_data
-        if not unpacker.eof or (data and coding == "deflate"):
-            break
         if not data:
             return whole
-    raise TensorError(f"The body is cut, or something follows what {coding} has packed.")
+        if coding == "deflate":
+            break
+    raise TensorError(f"Something follows in the body what {coding} has packed.")

@@ -76,7 +76,7 @@ def read_uploads() -> list[tuple[str, bytes]]:
 
 
 def without_line_ends(data: bytes) -> bool:
-    """Return whether a JPEG has no byte of a line end, which by chance one of some size has everywhere."""
+    """Return whether a JPEG of some size has no byte of a line end, which does not happen by chance."""
     return data.startswith(b"\xff\xd8") and len(data) > 4096 and not re.search(rb"[\r\n]", data)
 
 

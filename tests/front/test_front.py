@@ -755,6 +755,7 @@ def test_pages_of_other_origins_can_read_the_front_s_errors() -> None:
     origin = "https://there"
     with FakeServer("--cors-origin", origin, "--max-upload-mb", "0.1", "--queue-size", "1", "--timeout", "1") as fake:
         answers = {413: fake.ask(post(bytes(200_000), Origin=origin)), 400: fake.ask(b"nonsense\r\n\r\n")}
+        assert "larger than the 0.1 MiB" in answers[413].json["error"]
         answers[200] = fake.ask(request(Origin=origin))
         fake.tell("hold")
         answers[504] = fake.ask(post(Origin=origin))
