@@ -169,6 +169,7 @@ def limits(settings: Settings) -> Limits:
     """Return what the front needs to know of the settings."""
     return Limits(
         body=api.body_limit(settings),
+        mebibytes=settings.max_upload_mb,
         seconds=settings.timeout,
         keep_alive=settings.keep_alive,
         requests=settings.queue_size + settings.max_batch,

@@ -10,7 +10,7 @@ from keras_server.ticket import Ticket
 OVERLOADED = "The server has more to do than it can: try again in a moment."
 CLIENT_LEFT = "The connection was closed, or its sending half, before the answer was ready: keep it open."
 TOO_LATE = "The answer was not ready in time: try again, or with fewer images."
-TOO_LARGE = "The request is larger than the {:.4g} MiB that this server takes: send a smaller picture."
+TOO_LARGE = "The request is larger than the {:g} MiB that this server takes: send a smaller picture."
 FAILED = "The server failed on this request; its log says why, under {}."
 NOT_LOADED = "The model is not loaded yet: try again in a moment."
 STOPPING = "The server is shutting down."

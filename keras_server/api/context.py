@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import IO, cast
@@ -100,4 +99,4 @@ def decode_threads(settings: Settings) -> int:
 
 def body_limit(settings: Settings) -> int:
     """Return the largest request body, in bytes."""
-    return math.ceil(settings.max_upload_mb * 2**20)
+    return int(settings.max_upload_mb * 2**20)

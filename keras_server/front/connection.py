@@ -162,7 +162,7 @@ class Connection:
     def read_body(self, keep: bool) -> bytes | None:
         """Return the whole body, or None where it is not kept. Raises Refusal where it is too large, late or broken."""
         front, head, limit = self.front, self.head, self.front.limits.body
-        too_large = Refusal(413, TOO_LARGE.format(limit / 2**20))
+        too_large = Refusal(413, TOO_LARGE.format(front.limits.mebibytes))
         if head.length > limit:
             raise too_large
         if head.expects:

@@ -37,6 +37,7 @@ class Limits:
     """What the settings say of it."""
 
     body: int  # bytes
+    mebibytes: float  # likewise, as a person would say it
     seconds: float  # from a request's arrival to its answer
     keep_alive: float  # seconds that a connection may be silent before and between requests
     requests: int  # that have arrived and are not answered
