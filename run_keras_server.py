@@ -29,7 +29,7 @@ from keras_server import api, images, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
-from keras_server.front.listener import bind, raise_file_limit, url_of
+from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.server import Front, give_memory_back
 from keras_server.models import registry
 from keras_server.models.beside import beside
@@ -149,22 +149,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
-        listener = bind(settings.host, settings.port)
+        listeners = bind(settings.host, settings.port)
         print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
         served = start_model()
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not settings.api_key and not listener.getsockname()[0].startswith(("127.", "::1")):
+    if not settings.api_key and not all(map(is_local, listeners)):
         log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
     raise_file_limit()
-    listener.listen(1024)
-    front = Front(listener, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
+    for listener in listeners:
+        listener.listen(1024)
+    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
     served.batcher.on_death = front.die
     for which in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(which, front.stop_softly)
     front.start()
-    url = url_of(listener)
+    url = url_of(listeners[0])
     print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
     print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
     front.serve_forever()
@@ -175,7 +176,9 @@ def limits(settings: Settings) -> Limits:
     """Return what the front needs to know of the settings."""
     return Limits(
         body=api.body_limit(settings),
+        mebibytes=settings.max_upload_mb,
         seconds=settings.timeout,
+        keep_alive=settings.keep_alive,
         requests=settings.queue_size + settings.max_batch,
         # One batch that is computed and one that is decoded. The rest waits as it came, which takes less memory.
         threads=2 * settings.max_batch + api.decode_threads(settings),

@@ -33,6 +33,13 @@ IMAGE_NAME = re.compile(r"[^.].*\.(avif|bmp|gif|hei[cf]|jfif|jpe|jpe?g|mpo|png|t
 TRIES = 5  # of an image, while the server is busy, or a proxy before it does not reach it
 LONGEST_WAIT = 10  # seconds before the next try, whatever Retry-After asks for
 SAME_FOR_ALL = (401, 403, 404, 405)  # statuses about the key or the address, not about one image
+# what it means where the answer is not the server's own
+FROM_PROXIES = {
+    413: "A proxy before the server refused the size: send a smaller image, or raise the proxy's limit.",
+    502: "A proxy before the server got no answer from it: is the server still running?",
+    503: "A proxy before the server has none to ask just now: try again in a moment.",
+    504: "A proxy before the server did not wait for its answer: try again, or have the proxy wait longer.",
+}
 
 Image = str | os.PathLike[str] | bytes | BinaryIO  # a path, the file's bytes, or the open file
 Answer = dict[str, Any]  # "model", and "predictions": [{"label": ..., "probability": ...}, ...] or "values": [29.7]
@@ -111,8 +118,8 @@ def is_number(value: Any) -> bool:
 
 def foreign_answer(url: str, status: int, is_json: bool) -> str:
     """Return a sentence for an answer that the server itself does not give."""
-    if status == 413 and not is_json:
-        return f"A proxy before the server refused the size of this picture ({url} answered 413): send a smaller one."
+    if status in FROM_PROXIES:
+        return FROM_PROXIES[status]
     flaw = "JSON of an unexpected shape" if is_json else "something that is not JSON"
     return f"{url} answered {status} with {flaw}. Is it the Keras server?"
 

@@ -19,7 +19,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-ALLOWED = "Authorization, Cache-Control, Content-Type, Inference-Header-Content-Length, X-Request-ID, X-Requested-With"
+ALLOWED = (
+    "Authorization, Cache-Control, Content-Encoding, Content-Type, Inference-Header-Content-Length, X-Request-ID, "
+    "X-Requested-With"
+)
 EXPOSED = "X-Request-ID, Retry-After, Inference-Header-Content-Length"
 PREFLIGHT_SECONDS = 7200  # for which a browser remembers what it may send: Chromium's most
 
@@ -36,17 +39,14 @@ class Cors:
         """Return what tells the browser so, for a request from a page of `origin`."""
         if not self.origins:
             return []
-        vary = [("Vary", "Origin")]
-        if "*" in self.origins:
-            allowed = "*"
-        elif len(self.origins) == 1:
-            (allowed,) = self.origins
-        elif origin in self.origins:
-            allowed = origin
-        else:
+        anybody = "*" in self.origins
+        vary = [] if anybody else [("Vary", "Origin")]
+        if not origin and len(self.origins) == 1:  # a head that is refused may break off before its Origin
+            (origin,) = self.origins
+        if not anybody and origin not in self.origins:
             return vary
         return [
-            ("Access-Control-Allow-Origin", allowed),
+            ("Access-Control-Allow-Origin", "*" if anybody else origin),
             ("Access-Control-Allow-Headers", ALLOWED),
             ("Access-Control-Expose-Headers", EXPOSED),
             ("Access-Control-Max-Age", str(PREFLIGHT_SECONDS)),

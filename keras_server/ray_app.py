@@ -112,7 +112,9 @@ def main() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init("local", include_dashboard=False, num_cpus=processors())
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
+    kept = math.ceil(settings.keep_alive)
+    serve.start(http_options={"host": host, "port": settings.port, "keep_alive_timeout_s": kept})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which takes it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     sized = deployment.options(

@@ -22,7 +22,6 @@ from PIL import ImageColor
 from keras_server import __version__
 
 T = TypeVar("T")
-Reader = Callable[[str], Any] | click.Path
 PREFIX = "KERAS_SERVER_"
 # What Kubernetes tells each container of a service that is called keras-server.
 KUBERNETES = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP)).*")
@@ -68,8 +67,30 @@ def colour(text: str) -> str:
     return text
 
 
+def origin(text: str) -> str:
+    """Read an origin as browsers write it (RFC 6454), such as https://example.org; or *, or null."""
+    scheme, _, host = text.strip().lower().removesuffix("/").partition("://")
+    if not host:
+        if scheme in ("*", "null"):
+            return scheme
+    elif re.fullmatch("[a-z][a-z0-9+.-]*", scheme) and re.fullmatch(r"[^\s/?#@,\\]+", host) and host.isascii():
+        return f"{scheme}://" + host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+    raise click.BadParameter(f"{text!r} is no origin as browsers send it, such as https://example.org, nor * or null.")
+
+
+class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4
+    """What may be repeated on the command line, and stand with commas in the environment."""
+
+    envvar_list_splitter = ","
+
+
 def setting(
-    default: T, help: str, read: Reader = str, metavar: str = "", empty: bool = False, of_model: bool = False
+    default: T,
+    help: str,
+    read: Callable[[str], Any] = str,
+    metavar: str = "",
+    empty: bool = False,
+    of_model: bool = False,
 ) -> T:
     """Return a field of Settings.
 
@@ -81,7 +102,6 @@ def setting(
     return result
 
 
-FILES = click.Path()  # in the environment several stand as in PATH
 COUNT = number(int, 1, 100_000)
 THREADS = number(int, 0, 1024)
 
@@ -118,7 +138,8 @@ class Settings:
     engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N")
     cache_dir: str = setting("~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
         metavar="FOLDER", empty=True)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    host: str = setting("localhost", "address to listen on: localhost for 127.0.0.1 and ::1, 0.0.0.0 for all of IPv4, "
+        ":: for all of IPv4 and IPv6")
     port: int = setting(5000, "port to listen on; 0: a free one", number(int, 0, 65_535))
     top: int = setting(5, "rows in an answer, unless the request says ?top=N", COUNT, "N")
     max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
@@ -128,15 +149,18 @@ class Settings:
     queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
     timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
         number(float, 0.01, 86_400), "SECONDS")
+    keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",
+        number(float, 0.1, 86_400), "SECONDS")
     drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
         "while /readyz says no", number(float, 0, 3600), "SECONDS")
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
         "repeated, in the environment with commas", metavar="KEY")
     api_key_file: str = setting("", "file with one key a line; a line that begins with # is a comment", metavar="FILE")
-    cors_origin: str = setting("", "origin whose web pages may call the server, or *", metavar="ORIGIN")
+    cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
+        "the environment with commas", origin)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
     import_: tuple[str, ...] = setting((), "file of Python to run before the model is loaded, which registers its "
-        "layers with Keras; may be repeated", FILES, "FILE")
+        "layers with Keras; may be repeated, in the environment with commas", metavar="FILE")
     unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
 
     def environment(self) -> dict[str, str]:
@@ -152,7 +176,7 @@ class Settings:
             variable: ",".join(key for key in value if "," not in key) if isinstance(value, tuple) else str(value)
             for variable, value in values.items()
             if not isinstance(value, tuple) or any("," not in key for key in value)
-        } | ({f"{PREFIX}IMPORT": os.pathsep.join(self.import_)} if self.import_ else {})
+        }
 # fmt: on
 
 
@@ -163,7 +187,7 @@ class Setting:
     name: str
     default: Any
     help: str
-    read: Reader
+    read: Callable[[str], Any]
     metavar: str
     empty: bool
     of_model: bool
@@ -192,7 +216,7 @@ class Setting:
             more = {"is_flag": False, "flag_value": "on"}
         return click.Option(
             [self.option, self.name],
-            type=self.read,
+            type=Several(self.read) if isinstance(self.default, tuple) else self.read,
             default=self.default if self.default == () else self.shown_default,
             show_default=self.shown_default != "",
             envvar=self.variable,

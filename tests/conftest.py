@@ -4,13 +4,14 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -27,9 +28,15 @@ from keras_server.models.source import Source
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 pytest_plugins = ["scripted_server"]  # fixtures of the clients' tests
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
+# Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
+BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                   "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -192,3 +199,24 @@ def serving_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not (folder / name).exists():
                 (folder / name).symlink_to(Path(str(found.locate_file(name))).resolve())
     return folder
+
+
+def lacking(sentence: str) -> NoReturn:
+    """Skip what cannot be tested here; in CI nothing may be skipped."""
+    if os.environ.get("CI"):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium, without a window."""
+    from playwright.sync_api import sync_playwright  # only here: most tests want none
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        lacking("No browser is installed: apt-get install chromium.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
+        yield chromium
+        chromium.close()

@@ -43,13 +43,13 @@ class Answer:
 class Raw:
     """A connection on which bytes are sent as they are, and every answer is held against what all have in common."""
 
-    def __init__(self, port: int, window: int = 0):
-        self.socket = socket.socket()
+    def __init__(self, port: int, window: int = 0, address: str = "127.0.0.1"):
+        self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         self.socket.settimeout(30)
         if window:  # how much the kernel takes for this client
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         try:
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect((address, port))
         except OSError:
             self.socket.close()
             raise
@@ -100,6 +100,15 @@ class Raw:
             return not self.file.read(1)
         except ConnectionResetError:
             return True
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6's own address."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def request(target: str = "/healthz", method: str = "GET", body: bytes | None = None, **headers: str) -> bytes:
@@ -212,10 +221,10 @@ class FakeServer:
         self.tell("go")
         self.wait(queued=0, running=0)
 
-    def ready(self) -> int:
+    def ready(self, address: str = "127.0.0.1") -> int:
         """Return the status of /readyz, or 0 where the port is closed, or closes before the request is sent."""
         try:
-            with self.raw() as raw:
+            with Raw(self.port, address=address) as raw:
                 answer = raw.send(request("/readyz")).answer()
         except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
             return 0

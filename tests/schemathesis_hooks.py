@@ -112,9 +112,6 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         for item in body.get("outputs", ()):
             item["name"] = random.choice(names)
         case.body = body
-    elif case.media_type == "application/json" and case.operation.path in ("/predict", "/explain"):
-        text = base64.b64encode(random.choice(IMAGES)).decode()
-        case.body = random.choice([{"image": text}, {"images": [text]}])
     elif case.operation.path.endswith(":predict"):
         signature = case.body.get("signature_name", "") if isinstance(case.body, dict) else ""
         case.body = for_v1(tensors(model)) | {"signature_name": signature}

@@ -119,9 +119,29 @@ def test_classify_names_an_unreadable_file_as_the_cause(server: Server, tmp_path
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
+        (413, "A proxy before the server refused the size: send a smaller image"),
+        (502, "A proxy before the server got no answer from it: is the server still running"),
+        (503, "A proxy before the server has none to ask just now: try again"),
+        (504, "A proxy before the server did not wait for its answer"),
+    ],
+)
+def test_classify_knows_the_pages_of_proxies(server: Server, sleeps: list[float], status: int, sentence: str) -> None:
+    for kind, body in (("text/html", b"<html>nginx</html>"), ("application/json", b'{"message": "Too Long"}')):
+        server.answer = lambda request, body=body, kind=kind: (status, {"Content-Type": kind}, body)
+        with pytest.raises(PredictionError, match=sentence) as caught:
+            classify(b"beagle", server.url)
+        assert caught.value.status == status
+    own = json.dumps({"success": False, "error": "The server's own."}).encode()
+    server.answer = lambda request: (status, {"Content-Type": "application/json"}, own)
+    with pytest.raises(PredictionError, match="The server's own"):
+        classify(b"beagle", server.url)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
         (200, "answered 200 with something that is not JSON. Is it the Keras server"),
         (404, "answered 404 with something that is not JSON. Is it the Keras server"),
-        (413, "A proxy before the server refused the size of this picture"),
     ],
 )
 def test_classify_names_an_answer_that_is_not_json(
@@ -248,7 +268,7 @@ def test_a_proxys_error_is_asked_again(server: Server, sleeps: list[float], stat
 
 def test_a_proxy_that_stays_alone_is_given_up(server: Server, sleeps: list[float]) -> None:
     server.answer = lambda request: (502, {"Retry-After": "2"}, b"<h1>Bad gateway</h1>")
-    with pytest.raises(PredictionError, match="answered 502 with something that is not JSON") as caught:
+    with pytest.raises(PredictionError, match="A proxy before the server got no answer from it") as caught:
         classify(b"beagle", server.url)
     assert (caught.value.status, caught.value.passing, caught.value.for_all) == (502, True, False)
     assert sleeps == [2] * 4

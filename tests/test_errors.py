@@ -23,16 +23,20 @@ def test_an_error_has_the_shape_of_its_protocol(path: str, foreign: bool) -> Non
         ((), "https://a", None),
         (("*",), "https://a", "*"),
         (("https://a",), "https://a", "https://a"),
-        (("https://a",), "https://b", "https://a"),
+        (("https://a",), "https://b", None),
+        (("https://a",), "", "https://a"),
+        (("https://a", "https://b"), "https://a", "https://a"),
         (("https://a", "https://b"), "https://b", "https://b"),
         (("https://a", "https://b"), "https://c", None),
         (("https://a", "https://b"), "", None),
+        (("https://a", "*"), "https://c", "*"),
     ],
 )
 def test_which_origins_may_read_an_answer(origins: tuple[str, ...], origin: str, allowed: str | None) -> None:
     headers = dict(Cors(origins).headers(origin))
     assert headers.get("Access-Control-Allow-Origin") == allowed
-    assert ("Vary" in headers) == bool(origins)
+    assert headers.get("Vary") == ("Origin" if origins and "*" not in origins else None)
+    assert len(headers) == (4 if allowed else 0) + ("Vary" in headers)
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 413, 503, 504])

@@ -173,7 +173,8 @@ def read_all(raw: Raw) -> Iterator[bytes]:
 
 
 def test_malformed_http_is_answered_soundly_and_leaves_nothing_behind() -> None:
-    with FakeServer("--timeout", "5", "--queue-size", "8", HEAD_SECONDS=2, IDLE_SECONDS=2, SILENT_SECONDS=1) as fake:
+    options = ("--timeout", "5", "--queue-size", "8", "--keep-alive", "2")
+    with FakeServer(*options, HEAD_SECONDS=2, SILENT_SECONDS=1) as fake:
         for _ in range(30):  # so that all threads are there
             fake.ask(post())
         fake.wait(connections=0)

@@ -115,7 +115,7 @@ def test_text_that_is_no_error_stays_as_it_is() -> None:
 
 def test_an_error_can_be_read_by_the_pages_that_may() -> None:
     headers = [(b"origin", b"https://a.example")]
-    allowed = ask(answering([]), b"x", headers=headers, cors_origin="https://a.example")[1]
+    allowed = ask(answering([]), b"x", headers=headers, cors_origin=("https://a.example",))[1]
     assert allowed["access-control-allow-origin"] == "https://a.example"
     assert "access-control-allow-origin" not in ask(answering([]), b"x", headers=headers)[1]
 

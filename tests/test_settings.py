@@ -34,6 +34,13 @@ BAD = [
     ("--timeout", "86400.1"),
     ("--timeout", "9" * 500),
     ("--drain-seconds", "-0.1"),
+    ("--keep-alive", "0"),
+    ("--cors-origin", "there"),
+    ("--cors-origin", "https://there/page"),
+    ("--cors-origin", "https://"),
+    ("--cors-origin", "//there"),
+    ("--cors-origin", "https://a b"),
+    ("--cors-origin", "https://hünd"),
     ("--activation", "soft"),
     ("--activation", "Softmax"),
     ("--port", "1\n2"),
@@ -62,7 +69,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     found = read_settings()
-    assert (found.host, found.port, found.top, found.timeout) == ("127.0.0.1", 5000, 5, 30)
+    assert (found.host, found.port, found.top, found.timeout) == ("localhost", 5000, 5, 30)
     assert found == Settings()
     assert [setting.default for setting in SETTINGS] == [*dataclasses.astuple(Settings())]
 
@@ -76,7 +83,7 @@ def test_command_line_before_environment_before_default(monkeypatch: pytest.Monk
     monkeypatch.setenv("KERAS_SERVER_PORT", "6000")
     monkeypatch.setenv("KERAS_SERVER_TOP", "7")
     found = read_settings(["--port", "7000"])
-    assert (found.port, found.top, found.host) == (7000, 7, "127.0.0.1")
+    assert (found.port, found.top, found.host) == (7000, 7, "localhost")
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
@@ -89,6 +96,7 @@ def test_every_setting_can_stand_in_both(setting: Setting, monkeypatch: pytest.M
         "crop": "centre",
         "interpolation": "lanczos",
         "background": "black",
+        "cors_origin": "https://there",
     }.get(setting.name, "on" if isinstance(setting.default, bool) else "7" if setting.default != () else "k")
     if setting.name == "api_key_file":
         text = str(ROOT / "requirements.txt")
@@ -123,6 +131,20 @@ def test_keys_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KERAS_SERVER_API_KEY", "one, two")
     found = read_settings(["--api-key", "three", "--api-key", "four", "--api-key-file", str(file)])
     assert found.api_key == ("one", "two", "three", "four", "from-file", "second")
+
+
+def test_origins_are_collected_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_SERVER_CORS_ORIGIN", "https://a, http://localhost:3000")
+    assert read_settings().cors_origin == ("https://a", "http://localhost:3000")
+    typed = ["HTTPS://B.example/", "https://c:443", "http://d:80", "https://e:80", "http://[::80]", "null", "*"]
+    browsers = ("https://b.example", "https://c", "http://d", "https://e:80", "http://[::80]", "null", "*")
+    assert read_settings([f"--cors-origin={origin}" for origin in typed]).cors_origin == browsers
+
+
+def test_commas_do_not_divide_origins_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--cors-origin", "https://a,https://b"])
+    assert_one_line(capsys, "--cors-origin: 'https://a,https://b' is no origin")
 
 
 def test_a_sentence_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,6 +253,7 @@ def test_a_switch_alone_is_on(arguments: list[str], monkeypatch: pytest.MonkeyPa
         ("--timeout", 0.01, 86_400.0),
         ("--max-upload-mb", 0.001, 4096.0),
         ("--drain-seconds", 0.0, 3600.0),
+        ("--keep-alive", 0.1, 86_400.0),
     ],
 )
 def test_ranges_include_their_ends(option: str, least: float, most: float) -> None:
@@ -281,6 +304,7 @@ def test_another_process_reads_the_same_from_the_environment(tmp_path: Path, mon
     file = tmp_path / "keys"
     file.write_text("a comma, inside\nthird\n")
     options = ["--port=7", "--timeout=0.25", "--cache-dir=", "--unsafe-model", "--api-key=one two", "--labels=l.txt"]
+    options += ["--cors-origin=https://a", "--cors-origin=https://b:8443"]
     for arguments in (options, [*options, "--api-key-file", str(file)], ["--api-key-file", str(file)]):
         found = read_settings(arguments)
         with monkeypatch.context() as patch:

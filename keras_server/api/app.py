@@ -85,7 +85,10 @@ def finish(response: flask.Response) -> flask.Response:
     ticket: Ticket = flask.g.ticket
     headers = response.headers
     for name, value in common_headers(ticket, response.status_code, cors_of(current_settings())):
-        headers[name] = value
+        if name == "Vary":
+            response.vary.add(value)  # to what the view has said
+        else:
+            headers[name] = value
     headers["Server-Timing"] = f"app;dur={1000 * (time.monotonic() - flask.g.since):.1f}"
     if current_app().draining.is_set():
         headers["Connection"] = "close"

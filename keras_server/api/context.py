@@ -24,7 +24,8 @@ from keras_server.ticket import TICKET
 Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (width, height) -> (1, h, w, channels)
 
 # Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
-NEED_NO_KEY = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/static/<path:filename>"}
+NEED_NO_KEY = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+NEED_NO_KEY |= {"/", "/docs", "/openapi.json", "/static/<path:filename>"}
 
 
 class Request(flask.Request):
@@ -88,7 +89,7 @@ def current_model() -> Served:
 
 def cors_of(settings: Settings) -> Cors:
     """Return which other origins' pages may read the answers."""
-    return Cors((settings.cors_origin,) if settings.cors_origin else ())
+    return Cors(settings.cors_origin)
 
 
 def decode_threads(settings: Settings) -> int:

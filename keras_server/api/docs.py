@@ -1,7 +1,8 @@
 """What the server answers, route by route, as an OpenAPI 3.1 document; and the page that shows it.
 
 The document stands in templates/openapi.json, generic in the tensors: the metadata of a model say which it takes. Added
-to it are the limits of the settings, and the errors that many routes share.
+to it are the limits of the settings, and the errors that many routes share. Pictures in JSON are told in words only:
+openapi-generator's clients, which take forms apart into parameters, would say of every form that it is JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import flask
 
 from keras_server import __version__
 from keras_server.api.context import NEED_NO_KEY
-from keras_server.api.examples import PIXEL, curl, requests_of
+from keras_server.api.examples import curl, requests_of
 from keras_server.api.tensors import DATATYPES
 from keras_server.explain.heatmap import ramp
 from keras_server.images import NAMES
@@ -80,7 +81,6 @@ def document(spec: Spec, settings: Settings) -> dict[str, Any]:
         settings=settings,
         datatypes=datatypes,
         formats=NAMES,
-        pixel=PIXEL,
         requests=requests_of(spec, settings),
     )
     content: dict[str, Any] = json.loads(text)

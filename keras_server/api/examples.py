@@ -62,6 +62,6 @@ def curl(path: str, operation: dict[str, Any], settings: Settings) -> str:
         words.append("-F image=@dog.jpg")
     elif content:
         words.append(f"-d {shlex.quote(json.dumps(content['application/json']['example']))}")
-    answered = next(iter(operation["responses"]["200"]["content"]))
-    words += {"image/png": ["-o heat.png"], "*/*": ["-O"]}.get(answered, [])
+    answers = operation["responses"]["200"]["content"]
+    words += ["-o heat.png"] if "image/png" in answers else ["-O"] if "*/*" in answers else []
     return " ".join([*words, shlex.quote(f"http://localhost:{settings.port or 5000}{path}")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import quopri
 import re
 from typing import NamedTuple, NoReturn
 
@@ -21,8 +22,13 @@ from keras_server.ticket import TICKET
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
 ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
+URLENCODED = "application/x-www-form-urlencoded"
 # What clients write, or leave out, where nobody told them which type the body has.
-VAGUE = ("*/*", "application/x-www-form-urlencoded")
+VAGUE = ("", "*/*", URLENCODED, "text/plain")
+JSON = re.compile(r"(application|text)/([^/]+\+)?json")
+FORM = re.compile(rb"(?i)--[^\r\n]{1,200}\r?\ncontent-disposition: *form-data")
+# Also as some clients misspell it: without the semicolon, or with spaces beside the equals sign.
+BOUNDARY = re.compile(r'(?i)\bboundary *= *"?([^";,]+)')
 MOST_PARTS = 1000  # of a form
 
 
@@ -40,15 +46,21 @@ def read_uploads() -> list[tuple[str, bytes]]:
     if spec.kind == "none":
         flask.abort(400, spec.reason)
     kind, data = flask.request.mimetype, read_body()
+    if "/" not in kind:  # as in "undefined", which pages send of a file whose type they do not know
+        kind = ""
     if kind.startswith("multipart/form-data"):  # even where a space stands in for the semicolon
         uploads = from_form(data)
-    elif kind == "application/json":
+    elif FORM.match(data):
+        flask.abort(400, f"The body is a form, and its Content-Type does not say so: {ITSELF}.")
+    elif JSON.fullmatch(kind) or (kind in VAGUE and data[:64].lstrip()[:1] == b"{"):
         uploads = from_json(data)
+    elif kind == URLENCODED and without_line_ends(data):
+        flask.abort(400, "The file has lost its line ends, which curl's -d takes out: use -F image=@dog.jpg.")
     elif (
         kind.startswith("image/")
         or kind.endswith("/octet-stream")
         or (data and not kind)
-        or (kind in VAGUE and begins_as_picture(data))
+        or (kind in ("*/*", URLENCODED) and begins_as_picture(data))
     ):
         uploads = [("", data)]
     elif not kind:
@@ -61,6 +73,11 @@ def read_uploads() -> list[tuple[str, bytes]]:
     if ticket := TICKET.get():
         ticket.images = len(uploads)
     return uploads
+
+
+def without_line_ends(data: bytes) -> bool:
+    """Return whether a JPEG of some size has no byte of a line end, which does not happen by chance."""
+    return data.startswith(b"\xff\xd8") and len(data) > 4096 and not re.search(rb"[\r\n]", data)
 
 
 def from_form(data: bytes) -> list[tuple[str, bytes]]:
@@ -90,19 +107,32 @@ def refuse_form(parts: list[Part], likely: list[Part]) -> NoReturn:
 
 def unwrapped(part: Part) -> bytes:
     """Return the bytes of an image that a form holds; a text may stand for them."""
-    if not part.filename and part.content[:5].lower() == b"data:":
+    if not part.filename and (part.content[:5].lower() == b"data:" or is_base64(part.content)):
         return from_base64(part.content.decode("latin-1"))
     if not part.filename and len(part.content) < 1024 and not begins_as_picture(part.content):
         flask.abort(400, "The field 'image' holds text instead of a file: with curl, write -F image=@dog.jpg.")
     return part.content
 
 
+def is_base64(content: bytes) -> bool:
+    """Return whether a text is a picture in base64, by its beginning."""
+    try:
+        return begins_as_picture(from_base64(content[:64].decode("latin-1")))
+    except TensorError:
+        return False
+
+
 def read_parts(data: bytes) -> list[Part]:
     """Return the parts of a form. Aborts where it is not whole."""
-    boundary = flask.request.mimetype_params.get("boundary", "").encode("latin-1", "replace")
+    spelled = BOUNDARY.search(flask.request.content_type or "")
+    named = flask.request.mimetype_params.get("boundary") or (spelled[1].strip() if spelled else "")
+    boundary = named.encode("latin-1", "replace")
+    divided = boundary and re.search(rb"--" + re.escape(boundary) + rb"(--)?[ \t]*(\r?\n|$)", data)
+    if not divided and begins_as_picture(data):
+        flask.abort(400, "The body is a picture, and its Content-Type says that it is a form: say image/jpeg there.")
     if not boundary:
         flask.abort(400, f"The form's Content-Type names no boundary: {ITSELF}.")
-    if not re.search(rb"--" + re.escape(boundary) + rb"(--)?[ \t]*(\r?\n|$)", data):
+    if not divided:
         if not data.strip():
             flask.abort(400, f"There is no image: {HOW}.")
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
@@ -136,6 +166,8 @@ def part_of(head: Field | File, content: bytes) -> Part:
     coding, _ = parse_options_header(head.headers.get("Content-Transfer-Encoding", ""))
     if coding.lower() == "base64":
         content = from_base64(content.decode("latin-1"))
+    elif coding.lower() == "quoted-printable":
+        content = quopri.decodestring(content)
     return Part(head.name or "", getattr(head, "filename", "") or "", content)
 
 
@@ -146,9 +178,12 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
         with current_app().decoder():  # few at a time, for objects take many times the memory of their text
             content = json.loads(data)
     except (ValueError, RecursionError):
-        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {asked}.")
-    if not isinstance(content, dict) or len(content.keys() & {"image", "images"}) != 1:
+        remedy = "it is a picture, so say image/jpeg there" if begins_as_picture(data) else asked
+        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {remedy}.")
+    if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
         flask.abort(400, f"The JSON has no image: {asked}.")
+    if {"image", "images"} <= content.keys():
+        flask.abort(400, f"The JSON has both 'image' and 'images': {asked}.")
     texts = content["images"] if "images" in content else [content["image"]]
     if texts == []:
         flask.abort(400, f"'images' has to be a list of one image or more: {asked}.")

@@ -121,7 +121,8 @@ class Connection:
         """Wait for a request's first byte, which starts its clock. Raises OSError where none comes."""
         self.idle = True
         self.front.headless[self] = None
-        self.reader.until = time.monotonic() + (limits.SILENT_SECONDS if self.front.closing else limits.IDLE_SECONDS)
+        idle = limits.SILENT_SECONDS if self.front.closing else self.front.limits.keep_alive
+        self.reader.until = time.monotonic() + idle
         if not self.stream.peek(1):
             raise ConnectionAbortedError
         self.idle = False
@@ -161,7 +162,7 @@ class Connection:
     def read_body(self, keep: bool) -> bytes | None:
         """Return the whole body, or None where it is not kept. Raises Refusal where it is too large, late or broken."""
         front, head, limit = self.front, self.head, self.front.limits.body
-        too_large = Refusal(413, TOO_LARGE.format(limit / 2**20))
+        too_large = Refusal(413, TOO_LARGE.format(front.limits.mebibytes))
         if head.length > limit:
             raise too_large
         if head.expects:
@@ -213,7 +214,7 @@ class Connection:
     def send(self, answer: Answer) -> None:
         """Write an answer. Raises OSError where the client takes it too slowly, or has left."""
         self.closing = self.closing or self.front.draining.is_set()
-        self.write(http.render(answer, self.head, self.closing))
+        self.write(http.render(answer, self.head, 0 if self.closing else self.front.limits.keep_alive))
 
     def write(self, data: bytes) -> None:
         """Write bytes. Raises TimeoutError where the client takes none of them, or not all, within its time."""

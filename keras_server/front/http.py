@@ -22,6 +22,8 @@ from keras_server.ticket import LENGTH
 
 PIECE_BYTES = 64 * 1024  # of a body that are read at once
 
+TLS = b"\x16"  # the first byte of its handshake (RFC 8446, 5.1)
+
 BROKEN_OFF = "The request's body broke off, or is not in the chunks that HTTP asks for."
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -37,7 +39,7 @@ Answer = tuple[str, Headers, bytes]  # status line, headers, body
 class Refusal(Exception):
     """A request that the app never sees, with the status and the sentence of its answer."""
 
-    def __init__(self, status: int = 400, sentence: str = "This is not a well-formed HTTP request."):
+    def __init__(self, status: int = 400, sentence: str = "This is no well-formed request of HTTP/1.1."):
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
 
@@ -95,6 +97,8 @@ def read_head(stream: Stream, head: Head) -> None:
     Raises Refusal where it is malformed, too large or unclear about the body, ConnectionAbortedError where it breaks
     off.
     """
+    if stream.peek(1)[:1] == TLS:  # whose client waits for an answer, and sends no end of a line
+        raise Refusal(400, "This is TLS, and the server speaks plain HTTP: say http://, or put a proxy before it.")
     line = stream.readline(limits.LINE_BYTES)
     if line == b"\r\n":  # some clients end a body with one too many
         line = stream.readline(limits.LINE_BYTES)
@@ -104,7 +108,7 @@ def read_head(stream: Stream, head: Head) -> None:
         raise ConnectionAbortedError
     if not (match := REQUEST_LINE.fullmatch(line.decode("latin-1"))):
         raise Refusal
-    head.method, head.target, head.version = match.groups()
+    head.method, head.target, head.version = match[1].upper(), match[2], match[3]  # as the app reads the method
     if not head.target.startswith("/"):
         head.target = "/" + PROXY_FORM.sub("", head.target, count=1)
     names = read_fields(stream, head.fields)
@@ -180,12 +184,14 @@ def read_exactly(stream: Stream, size: int) -> Iterator[bytes]:
         yield piece
 
 
-def render(answer: Answer, head: Head, close: bool) -> bytes:
-    """Return an answer as it is sent."""
+def render(answer: Answer, head: Head, keep_alive: float) -> bytes:
+    """Return an answer as it is sent; the connection is kept for so many seconds, or closed where there are none."""
     status, headers, body = answer
     lines = [f"HTTP/1.1 {status}", f"Date: {formatdate(time.time(), usegmt=True)}"]
-    if close or head.version == "1.0":
-        lines.append(f"Connection: {'close' if close else 'keep-alive'}")
+    # Clients that know when the connection ends do not send on it as it is being closed (RFC 2068, 19.7.1.1).
+    lines += (
+        ["Connection: keep-alive", f"Keep-Alive: timeout={int(keep_alive)}"] if keep_alive else ["Connection: close"]
+    )
     ours = {"connection", "date"} if head.method == "HEAD" else {"connection", "date", "content-length"}
     lines += [f"{name}: {value}" for name, value in headers if name.lower() not in ours]
     bodiless = status.startswith(("204", "304"))

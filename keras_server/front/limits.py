@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Times
-IDLE_SECONDS = 30  # a connection may be silent before and between requests
 HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 STALL_SECONDS = 10  # in which a client takes nothing of its answer
 SEND_SECONDS = 120  # in which it has to have taken all of it
@@ -38,7 +37,9 @@ class Limits:
     """What the settings say of it."""
 
     body: int  # bytes
+    mebibytes: float  # likewise, as a person would say it
     seconds: float  # from a request's arrival to its answer
+    keep_alive: float  # seconds that a connection may be silent before and between requests
     requests: int  # that have arrived and are not answered
     threads: int
     grace: float  # seconds in which a server that stops still takes connections

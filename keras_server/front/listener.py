@@ -1,9 +1,11 @@
-"""The port: taken early, opened late."""
+"""The port: taken early, opened late, on one address or on both of the machine's own."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import ipaddress
 import socket
 import struct
 import sys
@@ -12,26 +14,56 @@ import gevent.socket
 
 from keras_server.models.errors import StartupError
 
+LOOPBACKS = ("127.0.0.1", "::1")
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # where a machine has one kind of IP only
 
-def bind(host: str, port: int) -> gevent.socket.socket:
+
+def bind(host: str, port: int) -> list[gevent.socket.socket]:
     """Take the port without listening yet, so that a mistake shows at once and nobody is answered too early.
 
-    Raises StartupError.
+    For localhost it is taken on both of the machine's own addresses, or on the one that there is. Raises StartupError.
     """
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = addresses[0]
-        listener = gevent.socket.socket(family, kind, protocol)
-        if sys.platform != "win32":  # where it would let two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    both = host == "localhost"
+    listeners = list[gevent.socket.socket]()
+    for address in LOOPBACKS if both else (host,):
         try:
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-    except OSError as error:
-        raise StartupError(f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port.") from None
+            listeners.append(bind_one(address, listeners[0].getsockname()[1] if listeners else port))
+        except OSError as error:
+            if both and error.errno in ABSENT and (listeners or address != LOOPBACKS[-1]):
+                continue
+            taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            for listener in listeners:
+                listener.close()
+            if taken and listeners and port == 0:  # what is free on the one is not free on the other
+                return bind(host, port)
+            remedy = "choose another --port" if taken else "choose another --host"
+            raise StartupError(f"Cannot listen on {address} port {port} ({error.strerror}): {remedy}.") from None
+    return listeners
+
+
+def bind_one(host: str, port: int) -> gevent.socket.socket:
+    """Take the port on one address. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = gevent.socket.socket(family, kind, protocol)
+    try:
+        if sys.platform == "win32":  # where SO_REUSEADDR would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # :: takes IPv4 as well, whatever the system would do by itself
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def is_local(listener: gevent.socket.socket) -> bool:
+    """Return whether only this machine reaches a listening socket."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 # Of a TCP header the byte with the flags, and of them SYN and ACK: SYN alone asks for a connection, and is dropped; all

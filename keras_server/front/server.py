@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication
 
 import gevent
@@ -36,26 +36,26 @@ Probe = Callable[[], tuple[int, bytes]]  # a status and a body of JSON
 
 
 class Front:
-    """The listening socket, its connections, and the threads behind them."""
+    """The listening sockets, their connections, and the threads behind them."""
 
     def __init__(
         self,
-        listener: gevent.socket.socket,
+        listeners: Sequence[gevent.socket.socket],
         app: WSGIApplication,
         limits: Limits,
         draining: threading.Event,
         probes: Mapping[str, Probe],
         cors: Cors,
     ):
-        """Take a listening gevent socket; `draining` is set when the server begins to stop.
+        """Take listening gevent sockets; `draining` is set when the server begins to stop.
 
         `probes` answers GET and HEAD of its paths, without the app.
         """
-        self.listener, self.limits, self.draining, self.probes, self.cors = listener, limits, draining, probes, cors
+        self.listeners, self.limits, self.draining, self.probes, self.cors = listeners, limits, draining, probes, cors
         self.pool = Pool(connections())
-        self.server = StreamServer(listener, self.handle, spawn=self.pool)
+        self.servers = [StreamServer(listener, self.handle, spawn=self.pool) for listener in listeners]
         self.loop = gevent.get_hub().loop
-        host, port = listener.getsockname()[:2]
+        host, port = listeners[0].getsockname()[:2]
         self.environ = {
             "SERVER_NAME": host,
             "SERVER_PORT": str(port),
@@ -79,7 +79,8 @@ class Front:
     def start(self) -> None:
         """Take connections."""
         self.clock.start(self.look_for_clients)
-        self.server.start()
+        for server in self.servers:
+            server.start()
 
     def serve_forever(self) -> None:
         """Return once the server has stopped."""
@@ -133,7 +134,8 @@ class Front:
     def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
-        refuse_new(self.listener)
+        for listener in self.listeners:
+            refuse_new(listener)
         gevent.sleep(constants.SHAKE_SECONDS)
         self.closing = True
         self.close_port()
@@ -153,11 +155,12 @@ class Front:
     def close_port(self) -> None:
         """Take no more connections but those that the kernel has: their clients believe to be connected."""
         late = list[tuple[gevent.socket.socket, tuple[object, ...]]]()
-        self.listener.settimeout(0)
-        with contextlib.suppress(OSError):
-            while True:
-                late.append(self.listener.accept())
-        self.server.close()
+        for listener, server in zip(self.listeners, self.servers, strict=True):
+            listener.settimeout(0)
+            with contextlib.suppress(OSError):
+                while True:
+                    late.append(listener.accept())
+            server.close()
         for sock, address in late:
             self.pool.spawn(self.handle, sock, address)
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tiny_models
 from conftest import ROOT, FakeModel, encode, serve_with
+from fakes import FakeServer, request
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.datastructures import MultiDict
@@ -29,6 +30,7 @@ from werkzeug.test import TestResponse
 import run_keras_server as server
 from keras_server import __version__
 from keras_server.api import docs as openapi
+from keras_server.api import probes
 from keras_server.models.spec import Tensor
 
 MODELS = ["bundled", "digits", "tabular", "tokens", "half_plus_two", "mixed"]
@@ -176,7 +178,6 @@ def test_limits_are_those_of_the_settings(client: FlaskClient, setting: Callable
     assert found["components"]["schemas"]["ImagesForm"]["properties"]["image"]["maxItems"] == 7
     assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert found["paths"]["/predict"]["post"]["security"] == [{"key": []}]
-    assert "security" not in found["paths"]["/healthz"]["get"]
     setting(api_key=())
     assert "security" not in json.dumps(document(client)).replace("securitySchemes", "")
 
@@ -275,6 +276,23 @@ def test_the_documents_need_no_key_and_then_tell_nothing_of_the_tensors(
             assert "hired" not in answer.text
 
 
+def test_which_routes_need_the_key_is_the_same_in_front_app_and_document(
+    client: FlaskClient, setting: Callable[..., None]
+) -> None:
+    """Those of the probes need none, which no kubelet has."""
+    setting(api_key=("secret",))
+    described = operations(document(client))
+    with FakeServer("--api-key", "secret") as fake:
+        for (path, method), operation in described.items():
+            target = re.sub("{[a-z]+}", "x", path)
+            free = path in probes(server.app) or target in ("/", "/docs", "/openapi.json", "/static/x")
+            assert (client.open(target, method=method).status_code == 401) is not free, path
+            assert (fake.ask(request(target, method.upper(), b"")).status == 401) is not free, path
+            assert ("security" in operation) is not free, path
+            assert ("401" in operation["responses"]) is not free, path
+    assert ("/v2/health/ready", "get") in described
+
+
 def test_why_a_model_is_not_predicted_tells_strangers_nothing(
     setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,27 +330,32 @@ def test_a_generated_client_predicts(
     infer = importlib.import_module("generated.api.open_inference_protocol.post_v2_models_name_infer").sync
     caller = generated.Client("http://test", httpx_args={"transport": httpx.WSGITransport(app=server.app)})
     file = types.File(io.BytesIO(dog), "dog.jpg", "image/jpeg")
-    encoded = base64.b64encode(dog).decode()
-    for body in (models.ImagesForm([file]), models.EncodedImages(image=encoded)):
+    for body in (models.ImagesForm([file]), types.File(io.BytesIO(dog))):
         answer = predict(client=caller, body=body, top=2)
         assert answer.model == "resnet50"
         assert answer.predictions[0].label == "German_shepherd"
         assert len(answer.predictions) == 2
-    answer = predict(client=caller, body=models.EncodedImages(images=[encoded, encoded]))
+    answer = predict(client=caller, body=models.ImagesForm([types.File(io.BytesIO(dog), name) for name in "ab"]))
     assert [result.predictions[0].label for result in answer.results] == 2 * ["German_shepherd"]
-    assert "not an image" in predict(client=caller, body=models.EncodedImages(image="bm9uZQ==")).error
+    assert "not an image" in predict(client=caller, body=types.File(io.BytesIO(b"none"))).error
+    encoded = base64.b64encode(dog).decode()
     tensor = models.InferInput("image", [1], models.Datatype.BYTES, data=[encoded])
     (output,) = infer("resnet50", client=caller, body=models.InferRequest([tensor])).outputs
     assert output.data.index(max(output.data)) == 235
 
 
 def test_generators_can_read_it(client: FlaskClient) -> None:
-    """No schema is true or false, none has a choice without a name, and no list of values is long."""
+    """No schema is true or false, none has a choice without a name, no list of values is long, and forms stand alone.
+
+    openapi-generator's clients in Java, Python and Go take a form apart into parameters, and call it JSON wherever a
+    body may be JSON as well; and they ask for JSON wherever an answer may be that, so it has to be what they return.
+    """
 
     def look(value: Any, path: str) -> None:
         if isinstance(value, dict):
             assert not {"anyOf", "oneOf", "allOf", "prefixItems"} & value.keys(), path
             assert len(value.get("enum", ())) <= 20, path
+            assert not isinstance(value.get("const"), bool), path  # which some compare with the text "true"
             for key, schema in value.get("properties", {}).items() if isinstance(value.get("properties"), dict) else ():
                 assert isinstance(schema, dict), f"{path}/{key}"
             for key, inner in value.items():
@@ -342,6 +365,13 @@ def test_generators_can_read_it(client: FlaskClient) -> None:
                 look(inner, f"{path}/{number}")
 
     look(document(client), "")
+    for key, operation in operations(document(client)).items():
+        kinds = [*operation.get("requestBody", {"content": {}})["content"]]
+        assert "multipart/form-data" not in kinds or (
+            kinds[0] == "multipart/form-data" and "application/json" not in kinds
+        )
+        answers = [*operation["responses"]["200"]["content"]]
+        assert "application/json" not in answers[1:], key
 
 
 @pytest.mark.parametrize("name", ["digits", "tabular", "tokens", "mixed"])

@@ -2,31 +2,26 @@
 
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from conftest import DOG, ROOT, Process, encode, serve_with
+from conftest import DOG, ROOT, Process, encode, lacking, serve_with
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from werkzeug.serving import make_server
 
 import run_keras_server as server
 from keras_server.models.spec import Tensor
 
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
-# Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync"]  # fmt: skip
 REFUSED = "Failed to load resource"  # what Chromium itself logs of each answer that is an error
 KEY = "correct-horse"
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -42,25 +37,6 @@ CARRIED = """(files) => {
 
 Visit = Callable[..., Page]
 expect.set_options(timeout=60_000)
-
-
-def lacking(sentence: str) -> NoReturn:
-    """Skip what cannot be tested here; in CI nothing may be skipped."""
-    if os.environ.get("CI"):
-        pytest.fail(sentence)
-    pytest.skip(sentence)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, without a window."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        lacking("No browser is installed: apt-get install chromium.")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=OPTIONS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -565,7 +541,12 @@ def test_a_busy_server_is_asked_again(visit: Visit, site: str) -> None:
     ("fault", "sentence", "again"),
     [
         (lambda route: route.abort(), "The server cannot be reached", True),
-        (answer(502, "<h1>Bad gateway</h1>"), "The answer 502 is no JSON", True),
+        (answer(413, "<h1>413</h1>"), "A proxy before the server refused the size: send a smaller picture", False),
+        (answer(502, "<h1>Bad gateway</h1>"), "A proxy before the server got no answer from it", True),
+        (answer(503, "<h1>503</h1>"), "A proxy before the server has none to ask just now: try again", True),
+        (answer(504, "<h1>504</h1>"), "A proxy before the server did not wait for its answer", True),
+        (answer(520, "<h1>520</h1>"), "The answer 520 is no JSON", True),
+        (answer(413, {"success": False, "error": "Too large."}), "Too large.", False),
         (answer(504, {"success": False, "error": "Too late."}), "Too late.", True),
         (answer(500, {"success": False, "error": "It failed."}), "It failed.", False),
     ],

@@ -1,6 +1,7 @@
 """POST /predict: the contract's table, row by row, through Flask's test client and a fake model."""
 
 import base64
+import binascii
 import gzip
 import io
 import json
@@ -318,10 +319,12 @@ def test_a_part_in_base64_and_one_as_a_data_uri(client: FlaskClient, dog: bytes,
     head = 'Content-Disposition: form-data; name="image"'
     for row in (
         (f"{head}; filename=dog.jpg\nContent-Transfer-Encoding: BASE64", text),
+        (f"{head}; filename=dog.jpg\nContent-Transfer-Encoding: quoted-printable", binascii.b2a_qp(dog, istext=False)),
         (head, b"data:image/jpeg;base64," + base64.b64encode(dog)),
+        (head, base64.b64encode(dog)),
     ):
         assert client.post("/predict", data=parts(row), content_type=FORM).status_code == 200
-    assert np.array_equal(model.batches[0], model.batches[1])
+    assert all(np.array_equal(batch, model.batches[0]) for batch in model.batches)
 
 
 HEAD = 'Content-Disposition: form-data; name="image"; filename="dog.jpg"'
@@ -337,9 +340,17 @@ FLAWS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
                        FORM, "pictures as 'left', 'right', and none as 'image'"),
     "an empty file": (lambda dog: parts((HEAD, b"")), FORM, "The file is empty"),
     "text": (lambda dog: parts((HEAD.partition("; filename")[0], b"dog.jpg")), FORM, "holds text instead of a file"),
-    "not JSON": (lambda dog: dog, "application/json", "not JSON"),
+    "not JSON": (lambda dog: b"image", "application/json", 'not JSON, although its Content-Type says so: send {"image"'),
+    "a picture, as HTTPie sends it": (lambda dog: dog, "application/json", "not JSON, although its Content-Type says so: it is a picture"),
     "JSON without an image": (lambda dog: b"{}", "application/json", "The JSON has no image"),
-    "JSON with both": (lambda dog: b'{"image": "", "images": []}', "application/json", "The JSON has no image"),
+    "JSON with both": (lambda dog: b'{"image": "", "images": []}', "application/json", "The JSON has both 'image' and 'images'"),
+    "JSON that is no object": (lambda dog: b'["image"]', "application/json", "The JSON has no image"),
+    "a form that is called JSON": (lambda dog: parts((HEAD, dog)), "application/json", "The body is a form, and its Content-Type"),
+    "a form of no type": (lambda dog: parts((HEAD, dog)), "", "The body is a form, and its Content-Type"),
+    "a form that is called a file": (lambda dog: parts((HEAD, dog), eol=b"\n"), "application/octet-stream", "The body is a form"),
+    "a picture that is called a form": (lambda dog: dog, FORM, "The body is a picture, and its Content-Type"),
+    "likewise without a boundary": (lambda dog: dog, "multipart/form-data", "The body is a picture, and its Content-Type"),
+    "curl -d @dog.jpg": (lambda dog: re.sub(rb"[\r\n]", b"", dog), "application/x-www-form-urlencoded", "-d takes out"),
     "a list": (lambda dog: b"[]", "application/json", "The JSON has no image"),
     "a number": (lambda dog: b'{"image": 7}', "application/json", "has to be text, and 7 came"),
     "no images": (lambda dog: b'{"images": []}', "application/json", "has to be a list"),
@@ -358,10 +369,32 @@ def test_what_is_wrong_with_a_body_is_said(client: FlaskClient, dog: bytes, name
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "*/*", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"]
+    "kind",
+    [None, "*/*", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded", "undefined"],
 )
 def test_a_picture_is_taken_where_its_type_is_not_said(client: FlaskClient, dog: bytes, kind: str | None) -> None:
     assert client.post("/predict", data=dog, content_type=kind).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [None, "application/x-www-form-urlencoded", "text/plain;charset=UTF-8", "application/json; charset=utf-8",
+     "text/json", "application/vnd.api+json", "*/*"],
+)  # fmt: skip
+def test_json_is_taken_where_its_type_is_not_said(client: FlaskClient, dog: bytes, kind: str | None) -> None:
+    """As curl's -d sends it, and the fetch of browsers and Node where the body is text."""
+    body = " \n" + json.dumps({"image": base64.b64encode(dog).decode()})
+    assert client.post("/predict", data=body, content_type=kind).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["boundary=XbX", "; charset=UTF-8; boundary=XbX; a=b", '; boundary="XbX"', ";boundary=XbX;", "; BOUNDARY=XbX",
+     " boundary=XbX", ", boundary=XbX", "; boundary = XbX", '; boundary = "XbX"; charset=utf-8'],
+)  # fmt: skip
+def test_the_boundary_is_found_however_it_is_spelled(client: FlaskClient, dog: bytes, kind: str) -> None:
+    kind = f"multipart/form-data{kind}" if kind[0] in " ,;" else f"Multipart/Form-Data; {kind}"
+    assert client.post("/predict", data=parts((HEAD, dog)), content_type=kind).status_code == 200
 
 
 def test_json_holds_one_picture_or_several(client: FlaskClient, dog: bytes, model: FakeModel) -> None:
@@ -388,6 +421,31 @@ def test_bodies_may_be_compressed(client: FlaskClient, dog: bytes, coding: str, 
     setting(max_upload_mb=0.01)
     answer = client.post("/predict", data=pack(bytes(10**6)), content_type="image/jpeg", headers=headers)
     assert answer.status_code == 413
+
+
+def test_codings_may_lie_over_each_other_and_gzip_be_in_pieces(client: FlaskClient, dog: bytes) -> None:
+    pieces = b"".join(gzip.compress(dog[n : n + 10_000]) for n in range(0, len(dog), 10_000))
+    for data, said, status, words in (
+        (gzip.compress(zlib.compress(dog)), "deflate, gzip", 200, ""),
+        (gzip.compress(dog), "gzip, gzip", 400, "The body is not gzip"),
+        (gzip.compress(dog), "identity, GZIP", 200, ""),
+        (gzip.compress(dog), "gzip, ", 200, ""),
+        (dog, "identity", 200, ""),
+        (dog, "", 200, ""),
+        (pieces, "gzip", 200, ""),
+        (pieces[:-1], "gzip", 400, "breaks off"),
+        (pieces + b"junk", "gzip", 400, "Something follows"),
+        (zlib.compress(dog) + zlib.compress(b""), "deflate", 400, "Something follows"),
+        (b"", "gzip", 400, "breaks off"),
+        (gzip.compress(b"") + b"junk", "gzip", 400, "Something follows"),
+        (gzip.compress(b"") * 63 + gzip.compress(dog), "gzip", 200, ""),
+        (gzip.compress(b"") * 100_000, "gzip", 400, "Something follows"),
+        (dog, "gzip, gzip, gzip", 415, "cannot unpack"),
+        (dog, "gzip, br", 415, "cannot unpack"),
+    ):
+        headers = {"Content-Encoding": said}
+        answer = client.post("/predict", data=data, content_type="image/jpeg", headers=headers)
+        assert (answer.status_code, words in answer.json.get("error", "")) == (status, True), (said, answer.text)
 
 
 def test_a_form_of_very_many_parts_is_refused(client: FlaskClient) -> None:

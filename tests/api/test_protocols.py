@@ -543,8 +543,8 @@ def test_bodies_may_be_compressed(tabular: FlaskClient) -> None:
         assert infer(tabular, data, **{"Content-Encoding": coding}).status_code == 200
     packed = gzip.compress(body)
     assert "gzip" in refusal(infer(tabular, body, **{"Content-Encoding": "gzip"}))
-    assert "one whole stream" in refusal(infer(tabular, packed[:-9], **{"Content-Encoding": "gzip"}))
-    assert "one whole stream" in refusal(infer(tabular, packed + packed, **{"Content-Encoding": "gzip"}))
+    assert "breaks off" in refusal(infer(tabular, packed[:-9], **{"Content-Encoding": "gzip"}))
+    assert "Something follows" in refusal(infer(tabular, packed + b"junk", **{"Content-Encoding": "gzip"}))
     assert "cannot unpack" in refusal(infer(tabular, body, **{"Content-Encoding": "br"}), 415)
 
 

@@ -416,6 +416,13 @@ def test_what_has_no_place_for_a_map_is_refused(spec: Spec, words: str) -> None:
 # POST /explain
 
 
+def test_what_depends_on_two_headers_says_both(bundled_client: Any, setting: Callable[..., None], dog: bytes) -> None:
+    setting(cors_origin=("https://a", "https://b"))
+    answer = bundled_client.post("/explain", data=dog, content_type="image/jpeg", headers={"Origin": "https://b"})
+    assert {*answer.headers["Vary"].split(", ")} == {"Accept", "Origin"}
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://b"
+
+
 def test_a_form_gets_a_png(bundled_client: Any, dog: bytes) -> None:
     answer = bundled_client.post("/explain", data={"image": (io.BytesIO(dog), "dog.jpg")})
     assert (answer.status_code, answer.content_type) == (200, "image/png")

@@ -256,7 +256,7 @@ def test_a_refusal_is_the_same_however_its_head_arrives(full: FakeServer, given:
     for answer in (first, second):
         assert answer.headers["Retry-After"] == "1"
         assert (answer.headers["X-Request-ID"] == "mine") == (given.get("X_Request_ID") == "mine")
-        assert answer.headers.get("Connection") == ("close" if given.get("Connection") == "close" else None)
+        assert answer.headers["Connection"] == ("close" if given.get("Connection") == "close" else "keep-alive")
     assert full.log.count("status=503") == before + 2
     *_, one, other = (line.partition(" INFO ")[2] for line in full.log.splitlines() if "status=503" in line)
     without = [re.sub(" (ms|id)=[^ ]+", "", line) for line in (one, other)]
@@ -423,7 +423,7 @@ def test_pages_of_other_origins_are_let_in_only_where_the_operator_says_so(
     ask = {"Origin": "https://there", "Access-Control-Request-Method": "POST"}
     for answer in (client.options("/predict", headers=ask), client.get("/healthz", headers=ask)):
         assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
-    setting(cors_origin="https://there", api_key=("secret",))
+    setting(cors_origin=("https://there",), api_key=("secret",))
     answer = client.options("/predict", headers=ask)
     assert answer.status_code == 200  # browsers ask without the key
     assert answer.headers["Access-Control-Allow-Origin"] == "https://there"

@@ -95,6 +95,18 @@ function askKey(wrong) {
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
+/** Say what an answer means that is not this server's own, but a proxy's. */
+function foreign(status) {
+  const meanings = {
+    413: "refused the size: send a smaller picture, or have the proxy's limit raised.",
+    502: "got no answer from it: is the server still running?",
+    503: "has none to ask just now: try again in a moment.",
+    504: "did not wait for its answer: try again, or have the proxy wait longer.",
+  };
+  if (status in meanings) return `A proxy before the server ${meanings[status]}`;
+  return `The answer ${status} is no JSON: it does not come from this server itself.`;
+}
+
 /** Send a picture, again while the server is busy. Returns the answer and how long it took. Throws Trouble. */
 async function send(path, picture, name, news = () => {}) {
   for (let attempt = 1; ; attempt++) {
@@ -115,7 +127,7 @@ async function send(path, picture, name, news = () => {}) {
       answer = await response.json();
     } catch (error) {
       if (response && error instanceof SyntaxError)
-        throw new Trouble(`The answer ${response.status} is no JSON: it does not come from this server itself.`, true);
+        throw new Trouble(foreign(response.status), response.status !== 413);
       throw new Trouble("The server cannot be reached: is it still running?", true);
     }
     const took = performance.now() - started;
