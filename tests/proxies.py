@@ -24,8 +24,8 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    client_body_timeout 1s;
-    client_header_timeout 1s;
+    client_body_timeout 3s;
+    client_header_timeout 3s;
     upstream server {{ server 127.0.0.1:{server}; keepalive 1; }}
     proxy_http_version 1.1;
     proxy_set_header Connection "";
@@ -45,7 +45,7 @@ defaults
     mode http
     http-reuse always
     timeout connect 5s
-    timeout client 1s
+    timeout client 3s
     timeout http-keep-alive 10s
     timeout server 10s
 listen proxy

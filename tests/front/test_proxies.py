@@ -91,7 +91,7 @@ def converse(port: int, data: bytes) -> bytes:
     """Send requests and return all that comes until the connection is closed, or nothing comes any more."""
     got = b""
     with socket.create_connection(("127.0.0.1", port)) as client, contextlib.suppress(OSError):
-        client.settimeout(5)
+        client.settimeout(10)
         client.sendall(data)
         while piece := client.recv(65536):
             got += piece
