@@ -91,8 +91,8 @@ THREADS = number(int, 0, 1024)
 class Settings:
     """All settings, with their defaults."""
 
-    model: str = setting("", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or "
-        "'bundled'; if not given, resnet50, or the bundled one where its weights cannot be had")
+    model: str = setting("", "a classifier of keras.applications, a file (.keras, .h5, .onnx, .tflite, .xml) or "
+        "folder with a model, or 'bundled'; if not given, resnet50, or the bundled one where its weights cannot be had")
     weights: str = setting("", "weights file for the architecture that --model names, instead of a download",
         metavar="FILE")
     labels: str = setting("", 'names of the classes: a line each, a JSON list, {"0": "cat"}, {"cat": 0}, or '
