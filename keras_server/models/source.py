@@ -80,7 +80,7 @@ class Source:
 
 def reachable(path: Path) -> str:
     """Return a file's or folder's name as it can stand in an address: without colons, blanks and their like."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # which follows no link: its own name is meant
     return re.sub(r"[\x00-\x20:?#%\\\x7f]+", "_", path.name if path.is_dir() else path.stem) or "model"
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 import run_keras_server as server
 from keras_server.models import engines, opening
-from keras_server.models.beside import beside
+from keras_server.models.beside import beside, locate
 from keras_server.models.convert import convert
 from keras_server.models.errors import StartupError
 from keras_server.models.kinds import teachable
@@ -40,7 +40,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """Return the client of a server that was started with these arguments, in this process."""
-    settings = read_settings(["--cache-dir", "", *arguments], beside)
+    settings = read_settings(["--cache-dir", "", *arguments], locate)
     monkeypatch.setattr(server, "settings", settings)
     monkeypatch.setattr(server, "model", None)
     server.load_model()
@@ -102,7 +102,7 @@ def test_options_come_before_what_it_says(
     copy = tmp_path / "mine.zip"
     copy.write_bytes(TEACHABLE.read_bytes())
     (tmp_path / "mine.toml").write_text('crop = "none"')
-    found = read_settings(["--model", str(copy)], beside)
+    found = read_settings(["--model", str(copy)], locate)
     assert (found.crop, found.preprocess, found.interpolation) == ("none", "tf", "lanczos")
     assert found.labels == f"{copy}/labels.txt"
 
