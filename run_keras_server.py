@@ -32,7 +32,7 @@ from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.server import Front, give_memory_back
 from keras_server.models import registry
-from keras_server.models.beside import beside
+from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
 from keras_server.models.served import Served
 from keras_server.settings import Settings, read_settings, unknown_variables
@@ -110,7 +110,7 @@ def predict() -> ResponseReturnValue:
 def configure(arguments: Sequence[str] = ()) -> None:
     """Read the settings, and log as they say."""
     global settings
-    settings = read_settings(arguments, beside)
+    settings = read_settings(arguments, locate)
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else plain)

@@ -84,6 +84,13 @@ class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it 
     envvar_list_splitter = ","
 
 
+def checksum(text: str) -> str:
+    """Read a SHA-256, as sha256sum prints it."""
+    if not re.fullmatch(r"(?i)[0-9a-f]{64}|", text):
+        raise click.BadParameter(f"{text[:80]!r} is no SHA-256, which has 64 digits from 0 to f.")
+    return text.lower()
+
+
 def setting(
     default: T,
     help: str,
@@ -111,10 +118,13 @@ THREADS = number(int, 0, 1024)
 class Settings:
     """All settings, with their defaults."""
 
-    model: str = setting("", "a classifier of keras.applications, a .keras or .h5 file, a SavedModel folder, or "
-        "'bundled'; if not given, resnet50, or the bundled one where its weights cannot be had")
+    model: str = setting("", "a classifier of keras.applications, a file (.keras, .h5, .onnx, .tflite, .xml) or "
+        "folder with a model, an https:// or hf:// address of one, or 'bundled'; if not given, resnet50, or the "
+        "bundled one where its weights cannot be had")
     weights: str = setting("", "weights file for the architecture that --model names, instead of a download",
         metavar="FILE")
+    sha256: str = setting("", "checksum that the file or the https:// address which --model names must have", checksum,
+        "DIGITS")
     labels: str = setting("", 'names of the classes: a line each, a JSON list, {"0": "cat"}, {"cat": 0}, or '
         "Keras' class index", metavar="FILE", of_model=True)
     preprocess: str = setting("auto", "what the model was trained with: none (0 to 255), unit (0 to 1), tf (-1 to 1), "
@@ -236,16 +246,17 @@ class Beside:
 
     values: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
+    model: str = ""  # where on this machine the model lies; empty: where it was said to
 
 
-FindBeside = Callable[[str], Beside]  # raises click.UsageError with a sentence
+FindBeside = Callable[[Mapping[str, Any]], Beside]  # from the options read; raises click.UsageError with a sentence
 
 
-def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda model: Beside()) -> Settings:
+def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda parameters: Beside()) -> Settings:
     """Return the settings: the command line before the environment, what stands beside the model, and the defaults.
 
-    `beside` returns that for what --model says, or raises click.UsageError with a sentence. Exits with status 2 and
-    one line where a setting cannot be read, with status 0 after --help and --version.
+    `beside` finds that, and the model itself. Exits with status 2 and one line where a setting cannot be read, with
+    status 0 after --help and --version.
     """
     command = click.Command(
         "keras-server",
@@ -263,15 +274,16 @@ def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda mod
 
 
 def parse(
-    command: click.Command, arguments: Sequence[str], beside: FindBeside = lambda model: Beside()
+    command: click.Command, arguments: Sequence[str], beside: FindBeside = lambda parameters: Beside()
 ) -> click.Context:
     """Return what a command line holds, and what stands beside its parameter `model`. Exits as read_settings does."""
     found = Beside()
     try:
         context = command.make_context(command.name, [*arguments])
-        found = beside(context.params["model"])
+        found = beside(context.params)
         if found.values:
             context = command.make_context(command.name, [*arguments], default_map=found.values)
+        context.params["model"] = found.model or context.params["model"]
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:

@@ -63,7 +63,7 @@ def test_every_option_that_it_names_exists() -> None:
     text = re.sub(r"(pip|curl|gunicorn|simple_request\.py|flask)[^\n`]*", "", README)
     known = {setting.option for setting in SETTINGS}
     known |= {option for command in COMMANDS for row in command.params for option in row.opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known
     for variable in re.findall(r"KERAS_SERVER_\w+", README):
         assert any(setting.variable == variable for setting in SETTINGS)
 

@@ -15,7 +15,7 @@ from keras_server.api.context import App
 from keras_server.api.uploads import decode
 from keras_server.commands.options import MODEL_SETTINGS
 from keras_server.images import PREPROCESS, ImageError
-from keras_server.models.beside import beside
+from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
 from keras_server.models.opening import Opened, open_model
 from keras_server.models.served import Served
@@ -60,7 +60,7 @@ def command() -> click.Command:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare. Returns the exit status: 0 where all labels are as expected."""
-    context = parse(command(), arguments, beside)
+    context = parse(command(), arguments, locate)
     expected: tuple[Expected, ...] = context.params["expect"]
     import run_keras_server as service  # the file to edit, which imports this package
 

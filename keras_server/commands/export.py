@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from keras_server.commands.options import MODEL_SETTINGS
-from keras_server.models.beside import beside
+from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Export, copy_export
 from keras_server.models.meaning import check_options, final_spec
@@ -21,7 +21,9 @@ from keras_server.models.source import Source
 from keras_server.settings import Settings, parse, values_of
 
 ROWS = tuple(
-    row for row in MODEL_SETTINGS if row.of_model or row.name in ("weights", "cache_dir", "import_", "unsafe_model")
+    row
+    for row in MODEL_SETTINGS
+    if row.of_model or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
 )
 # Of these the export holds what they lead to, and not the options.
 RESOLVED = ("labels", "preprocess")
@@ -44,7 +46,7 @@ def command() -> click.Command:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the export. Returns the exit status."""
-    context = parse(command(), arguments, beside)
+    context = parse(command(), arguments, locate)
     out: Path = context.params["out"]
     settings = Settings(model=context.params["model"], **values_of(context, ROWS))
     chosen = {

@@ -23,7 +23,7 @@ from keras_server.commands.answering import Answering, ModelAnswering, ServerAns
 from keras_server.commands.options import MODEL_SETTINGS
 from keras_server.commands.results import FORMATS, Results, ResultsError, key
 from keras_server.commands.sheet import write_sheet
-from keras_server.models.beside import beside
+from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
 from keras_server.settings import number, parse, stop, values_of
 from simple_request import Answer, PredictionError, find_images, predict_url, printable, read_image
@@ -99,7 +99,7 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     """Label the photos. Returns the exit status: 0, 1 where any has no label, 130 after Ctrl-C."""
-    context = parse(command(), arguments, beside)
+    context = parse(command(), arguments, locate)
     options = context.params
     model_values = values_of(context, ROWS) | {OUTPUT.name: options["model_output"]}
     if options["url"]:

@@ -13,10 +13,15 @@ import contextlib
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from keras_server.models.addresses import fetch
+from keras_server.models.errors import StartupError
 from keras_server.models.export import Export, ExportError
 from keras_server.models.kinds import is_export, teachable
 from keras_server.settings import SETTINGS, Beside
@@ -24,8 +29,20 @@ from keras_server.settings import SETTINGS, Beside
 ROWS = {row.name: row for row in SETTINGS if row.of_model}
 
 
+def locate(options: Mapping[str, Any]) -> Beside:
+    """Return where the model is that the options name, downloaded if need be, and what stands beside it.
+
+    Raises click.UsageError.
+    """
+    try:
+        model = fetch(options["model"], options["sha256"], options["cache_dir"])
+    except StartupError as error:
+        raise click.UsageError(str(error)) from None
+    return replace(beside(model), model=model)
+
+
 def beside(model: str) -> Beside:
-    """Return what stands beside a model as --model names it. Raises click.UsageError."""
+    """Return what stands beside a model on this machine. Raises click.UsageError."""
     if model in ("", "bundled") or not os.path.exists(model):
         return Beside()
     path = Path(model)

@@ -27,7 +27,6 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"version https://git-lfs", "a pointer of Git LFS to it", "fetch the file itself with git lfs pull"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html)", "a web page", "download the file itself, not the page about it"),
     (rb"PK\x03\x04", "cut off or damaged, a zip archive without its end", "copy or download it once more"),
-    (rb"....TFL3", "a model of TensorFlow Lite", SAVE),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar", "a packed file", "unpack it"),
     (rb"\x80\x02\x8a\x0al\xfc\x9c", "a model of PyTorch", "export it from there to ONNX, or to Keras"),
     (rb"\x80[\x02-\x05]|\x78[\x01\x9c\xda]", "a pickle", f"load it where it was made, and {SAVE.replace('one ', '')}"),
@@ -41,6 +40,15 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\s*[\[{]", "JSON", SAVE),
     (rb"\s*<\?xml", "XML", SAVE),
 )
+
+
+# Likewise those that OpenVINO reads. ONNX is a message of protobuf that begins with ir_version, 3 or more, and another
+# field after it; a SavedModel's begins with 1.
+FOREIGN = {
+    ".xml": rb"\s*(<\?xml[^>]*>\s*)?<net\b",
+    ".tflite": rb"....TFL3",
+    ".onnx": rb"\x08[\x03-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]",
+}
 
 
 def is_hdf5(path: Path) -> bool:
@@ -59,6 +67,15 @@ def is_saved_model(path: Path) -> bool:
 def is_unpacked(path: Path) -> bool:
     """Return whether this is a folder with what a .keras file holds, as some systems unpack it unasked."""
     return all((path / name).is_file() for name in ("config.json", "metadata.json", "model.weights.h5"))
+
+
+def foreign_format(path: Path) -> str:
+    """Return the usual ending of a file that OpenVINO reads without Keras: .xml, .onnx or .tflite; "" for any other."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return next((ending for ending, start in FOREIGN.items() if re.match(start, head, re.DOTALL)), "")
 
 
 def is_export(path: Path) -> bool:
@@ -104,7 +121,7 @@ def find_model(path: Path) -> Path:
             check_archive(path)
         elif is_hdf5(path):
             check_hdf5(path)
-        else:
+        elif not foreign_format(path):
             raise refusal(path, "Keras model", *kind_of(path))
     return path
 
@@ -216,7 +233,7 @@ def check_archive(path: Path) -> None:
         folder = saved.rpartition("/")[0] or "a SavedModel"
         raise StartupError(f"{path} is an archive with {folder} inside: unpack it, and serve that folder.")
     if any(name.endswith("data.pkl") for name in names):
-        raise StartupError(f"{path} is a model of PyTorch, which Keras does not read: export it from there to Keras.")
+        raise StartupError(f"{path} is a model of PyTorch, which Keras does not read: export it from there to ONNX.")
     if inside:
         raise StartupError(f"{path} holds only weights, without the model that they belong to.")
     if names and all(name.endswith(".npy") for name in names):

@@ -100,6 +100,9 @@ def decide(spec: Spec, settings: Settings) -> Spec:
     if not spec.image:
         reason = f"{name} takes no images: send its inputs as JSON to {elsewhere}."
         return replace(spec, kind="none", output=max(output, 0), reason=reason)
+    if spec.inputs[0].dtype == "int8":
+        reason = f"{name} takes pictures as int8, which only its maker knows how to write: send them to {elsewhere}."
+        return replace(spec, kind="none", output=max(output, 0), reason=reason)
     if output < 0:
         names = ", ".join(tensor.name for tensor in spec.outputs)
         reason = (
@@ -170,6 +173,10 @@ def final_spec(spec: Spec, settings: Settings) -> Spec:
     if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "unit", "tf"):
         raise StartupError(
             f"--preprocess {settings.preprocess} is for RGB, and {spec.name} takes {spec.image[2]} channels."
+        )
+    if spec.image and spec.inputs[0].dtype.startswith(("int", "uint")) and spec.preprocess != "none":
+        raise StartupError(
+            f"--preprocess {settings.preprocess} gives fractions, and {spec.name} takes whole numbers: leave it out."
         )
     return spec
 

@@ -22,6 +22,7 @@ from keras_server.models.convert import Converted, Job, Loaded, convert_source, 
 from keras_server.models.engines import Engine, KerasEngine, OpenVINOEngine, accelerated, batched, has_bfloat16
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Cache, Export, ExportError
+from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.reference import random_input
 from keras_server.models.source import Source
@@ -84,7 +85,10 @@ def open_engine(source: Source, settings: Settings) -> Opened:
     """Return a model as the settings say, with the spec as the model itself has it. Raises StartupError."""
     if source.is_export and settings.engine == "keras":
         raise StartupError(f"--engine keras: {source.path} is an export for OpenVINO, without the Keras model.")
-    on_openvino = source.is_export or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    if source.is_foreign and settings.engine == "keras":
+        raise StartupError(f"--engine keras: {source.path} is no model of Keras, and OpenVINO alone reads it.")
+    is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
+    on_openvino = is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
     lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
     if source.is_architecture and not source.in_memory and not source.files:
@@ -112,6 +116,10 @@ def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opene
     """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
     if source.is_export:
         return opened_from(given_export(source), lanes), ""
+    if source.is_foreign:
+        model, spec = open_foreign(source.path or Path(), source.name)
+        flaw = f"{source.name} is no model of Keras, so it cannot be explained."
+        return Opened(lanes.open(model, spec.batch), spec, refuse(flaw)), ""
     export = kept_export(source, settings)
     if export and export.why:
         return None, export.why

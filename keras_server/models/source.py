@@ -13,7 +13,7 @@ from typing import Any
 from keras_server.models.architectures import PREPROCESS_OF, cached_weights, check_architecture
 from keras_server.models.errors import DownloadError, StartupError
 from keras_server.models.files import load_file, training_loss
-from keras_server.models.kinds import check_program, check_weights, find_model, is_export
+from keras_server.models.kinds import check_program, check_weights, find_model, foreign_format, is_export
 from keras_server.models.tracing import import_keras, reason_of
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.keras"
@@ -34,6 +34,7 @@ class Source:
         self.imports = [Path(file) for file in imports]
         self.is_architecture = not self.path
         self.is_export = bool(self.path and is_export(self.path))
+        self.is_foreign = bool(self.path and foreign_format(self.path))  # and OpenVINO alone reads it
         if self.path and weights:
             raise StartupError("--weights is for an architecture that --model names; a model file brings its own.")
         for file in self.imports:
@@ -63,6 +64,8 @@ class Source:
         """Return the Keras model. Raises StartupError."""
         for file in self.imports:
             run_file(file)
+        if self.path and self.is_foreign:
+            raise StartupError(f"{self.path} is no model of Keras, but OpenVINO serves it as it is.")
         if self.path:
             return load_file(self.path, self.unsafe)
         applications = vars(import_keras().applications)
@@ -77,7 +80,7 @@ class Source:
 
 def reachable(path: Path) -> str:
     """Return a file's or folder's name as it can stand in an address: without colons, blanks and their like."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # which follows no link: its own name is meant
     return re.sub(r"[\x00-\x20:?#%\\\x7f]+", "_", path.name if path.is_dir() else path.stem) or "model"
 
 
@@ -103,6 +106,7 @@ class KerasModel(Source):
 
     def __init__(self, keras_model: Any):
         self.path, self.name, self.keras_model = None, keras_model.name, keras_model
+        self.is_export = self.is_foreign = False
         self.is_architecture = keras_model.name in PREPROCESS_OF  # Keras calls its ResNet50 resnet50
 
     def load(self) -> Any:

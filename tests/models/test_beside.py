@@ -10,7 +10,7 @@ import pytest
 import requests
 from conftest import DOG, Process
 
-from keras_server.models.beside import ROWS, beside
+from keras_server.models.beside import ROWS, beside, locate
 from keras_server.models.export import write_export
 from keras_server.models.source import BUNDLED
 from keras_server.models.spec import Spec
@@ -38,7 +38,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*arguments: str) -> Settings:
-    return read_settings(arguments, beside)
+    return read_settings(arguments, locate)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -1,10 +1,11 @@
-"""Files that are no Keras models by themselves: Teachable Machine's archives."""
+"""Files that are no Keras models by themselves: Teachable Machine's archives, ONNX, TensorFlow Lite, OpenVINO."""
 
 import io
 import os
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from conftest import DOG, Process, encode
 from PIL import Image, ImageOps
 
 import run_keras_server as server
-from keras_server.models.beside import beside
+from keras_server.models import engines, opening
+from keras_server.models.beside import beside, locate
+from keras_server.models.convert import convert
 from keras_server.models.errors import StartupError
 from keras_server.models.kinds import teachable
 from keras_server.models.labels import read_labels
+from keras_server.models.meaning import final_spec
+from keras_server.models.registry import serve_source
 from keras_server.models.source import Source
-from keras_server.settings import read_settings
+from keras_server.models.spec import Spec, Tensor
+from keras_server.settings import Settings, read_settings
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "models"
 TEACHABLE = DATA / "converted_keras.zip"
@@ -34,7 +40,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """Return the client of a server that was started with these arguments, in this process."""
-    settings = read_settings(["--cache-dir", "", *arguments], beside)
+    settings = read_settings(["--cache-dir", "", *arguments], locate)
     monkeypatch.setattr(server, "settings", settings)
     monkeypatch.setattr(server, "model", None)
     server.load_model()
@@ -96,7 +102,7 @@ def test_options_come_before_what_it_says(
     copy = tmp_path / "mine.zip"
     copy.write_bytes(TEACHABLE.read_bytes())
     (tmp_path / "mine.toml").write_text('crop = "none"')
-    found = read_settings(["--model", str(copy)], beside)
+    found = read_settings(["--model", str(copy)], locate)
     assert (found.crop, found.preprocess, found.interpolation) == ("none", "tf", "lanczos")
     assert found.labels == f"{copy}/labels.txt"
 
@@ -171,3 +177,167 @@ def test_the_server_serves_it(start: Callable[..., Process]) -> None:
     rows = requests.post(f"{process.url}/predict", files={"image": DOG.read_bytes()}, timeout=60).json()
     assert {row["label"] for row in rows["predictions"]} == {"cat", "dog"}
     assert rows["model"] == "converted_keras"
+
+
+# Models that OpenVINO reads itself: the numbers are computed in numpy, by TensorFlow Lite, or by Keras
+
+
+WEIGHTS = ((np.arange(12).reshape(3, 4) % 5) - 2).astype("f") / 4
+BIAS = np.array([0.5, 0, -0.5, 0.25], "f")
+TOKEN = ((np.arange(16).reshape(4, 4) % 5) - 2).astype("f") / 4
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
+
+
+def pooled(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows.mean(axis=(2, 3)))
+
+
+# What an ONNX file of tests/data answers to rows of the shape (3, 8, 8), and the meaning and batch of its output.
+ONNX: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, int | None]] = {
+    "pool1": (lambda rows: softmax(pooled(rows) @ WEIGHTS + BIAS), "probabilities", None),
+    "pooln": (lambda rows: pooled(rows) @ WEIGHTS + BIAS, "logits", None),
+    "token1": (
+        lambda rows: 1 / (1 + np.exp(-np.insert(pooled(rows), 0, 2, axis=1) @ TOKEN)),
+        "probabilities",
+        1,
+    ),
+}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where Keras would be asked."""
+
+    def asked(*_: Any) -> Any:
+        raise AssertionError("Keras was asked")
+
+    monkeypatch.setattr(opening, "convert_in_child", asked)
+    monkeypatch.setattr(opening, "load_described", asked)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ONNX)
+@pytest.mark.parametrize("ending", [".onnx", ".keras"])
+def test_onnx_answers_as_numpy_does(name: str, ending: str, tmp_path: Path) -> None:
+    function, meaning, batch = ONNX[name]
+    path = tmp_path / f"net{ending}"
+    path.write_bytes((DATA / f"{name}.onnx").read_bytes())
+    served = serve_source(Source(str(path)), Settings())
+    (tensor,) = served.spec.outputs
+    assert (served.spec.name, tensor.name, tensor.meaning, served.spec.batch) == ("net", "scores", meaning, batch)
+    assert served.spec.inputs == (Tensor("image", (3, 8, 8), "float32"),)
+    rows = np.random.default_rng(1).normal(size=(5, 3, 8, 8)).astype(np.float32)
+    for count in (1, 2, 5):
+        (answer,) = served.compute([rows[:count]])
+        np.testing.assert_allclose(answer, function(rows[:count]), rtol=1e-4, atol=1e-5)
+    served.close()
+
+
+@pytest.mark.usefixtures("alone")
+def test_pictures_reach_onnx_with_their_channels_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes((DATA / "pooln.onnx").read_bytes())
+    (tmp_path / "net.labels.txt").write_text("a\nb\nc\nd\n")
+    client = serve(monkeypatch, "--model", str(tmp_path / "net.onnx"), "--preprocess", "unit")
+    picture = Image.new("RGB", (8, 8), (255, 51, 0))
+    expected = softmax(np.array([[1, 0.2, 0]]) @ WEIGHTS + BIAS)[0]
+    rows = client.post("/predict?top=4", data=encode(picture), content_type="image/png").json["predictions"]
+    assert {row["label"]: row["probability"] for row in rows} == pytest.approx(
+        dict(zip("abcd", expected.tolist(), strict=True)), abs=1e-5
+    )
+    explained = client.post("/explain", data=encode(picture), content_type="image/png")
+    assert (explained.status_code, "is no model of Keras" in explained.json["error"]) == (422, True)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("mixed", {}, "in its output scores a row alone has another answer than among others"),
+        ("external", {}, "external.onnx keeps its weights in .*weights.bin, which cannot be read"),
+        ("pooln", {"engine": "keras"}, "--engine keras: .* is no model of Keras, and OpenVINO alone reads it"),
+    ],
+)
+def test_onnx_that_cannot_be_served(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StartupError, match=sentence):
+        serve_source(Source(str(DATA / f"{name}.onnx")), Settings(**options))
+
+
+@pytest.mark.usefixtures("alone")
+def test_damaged_onnx(tmp_path: Path) -> None:
+    content = (DATA / "pooln.onnx").read_bytes()
+    (tmp_path / "net.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(StartupError, match=r"net\.onnx cannot be read by OpenVINO: "):
+        serve_source(Source(str(tmp_path / "net.onnx")), Settings())
+
+
+def digits(batch: int | None = None) -> Any:
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(5)
+    image = keras.Input(batch_shape=(batch, 12, 10, 3), name="picture")
+    x = keras.layers.Conv2D(4, 3, activation="relu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="kinds")(x))
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_openvinos_own_answers_as_the_keras_model_that_it_was(batch: int | None, tmp_path: Path) -> None:
+    model = digits(batch)
+    engines.openvino().save_model(convert(model), tmp_path / "net.xml", compress_to_fp16=False)
+    served = serve_source(Source(str(tmp_path / "net.xml")), Settings())
+    assert served.spec.batch == (batch if batch == 4 else None)
+    assert served.spec.outputs[0].meaning == "probabilities"
+    assert served.spec.image == (12, 10, 3, False)
+    rows = np.random.default_rng(2).uniform(0, 255, (4, 12, 10, 3)).astype(np.float32)
+    expected = np.concatenate([model(row[np.newaxis]) for row in rows]) if batch == 1 else np.asarray(model(rows))
+    for count in (1, 3, 4):
+        np.testing.assert_allclose(served.compute([rows[:count]])[0], expected[:count], atol=1e-5)
+    served.close()
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(StartupError, match=r"net\.xml cannot be read by OpenVINO: "):
+        serve_source(Source(str(tmp_path / "net.xml")), Settings())
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow finds its own interpreter old
+@pytest.mark.parametrize("kind", ["float", "uint8", "int8"])
+def test_tensorflow_lite_answers_as_its_own_interpreter(kind: str, tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    model = digits()
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    rows = np.random.default_rng(2).integers(0, 256, (3, 12, 10, 3)).astype(np.float32)
+    if kind != "float":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([row[np.newaxis]] for row in rows)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = getattr(tf, kind)
+    (tmp_path / "net.bin").write_bytes(converter.convert())
+    interpreter = tf.lite.Interpreter(str(tmp_path / "net.bin"))
+    interpreter.allocate_tensors()
+    (given,), (gives,) = interpreter.get_input_details(), interpreter.get_output_details()
+    given_rows = (rows - (128 if kind == "int8" else 0)).astype(given["dtype"])
+    expected = []
+    for row in given_rows:
+        interpreter.set_tensor(given["index"], row[np.newaxis])
+        interpreter.invoke()
+        expected.append(interpreter.get_tensor(gives["index"])[0])
+    served = serve_source(Source(str(tmp_path / "net.bin")), Settings())
+    assert served.spec.inputs[0].dtype == given["dtype"].__name__
+    for count in (1, 3):
+        (answer,) = served.compute([given_rows[:count]])
+        assert answer.dtype == gives["dtype"]
+        np.testing.assert_allclose(answer.astype(float), expected[:count], atol=1e-5 if kind == "float" else 2)
+    if kind != "float":  # no list of probabilities, and said so
+        assert served.spec.kind == "none"
+        assert kind in served.spec.reason
+    served.close()
+
+
+def test_fractions_are_no_whole_numbers() -> None:
+    """A quantized model's pictures are whole numbers: scaled to -1..1 they would all be 0."""
+    inputs, outputs = (Tensor("image", (8, 8, 3), "uint8"),), (Tensor("o", (3,), "float32", "logits"),)
+    spec = Spec(inputs=inputs, outputs=outputs, labels=())
+    with pytest.raises(StartupError, match="--preprocess tf gives fractions, and resnet50 takes whole numbers"):
+        final_spec(replace(spec, preprocess="none"), Settings(preprocess="tf"))
