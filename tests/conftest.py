@@ -21,7 +21,7 @@ from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
 
-pytest_plugins = ["scripted_server"]  # fixtures of the clients' tests
+pytest_plugins = ["scripted_server", "browsing"]  # fixtures of the clients' tests, and of the page's
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
 
