@@ -31,12 +31,14 @@ from keras_server.settings import Settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ["scripted_server"]  # fixtures of the clients' tests
+pytest_plugins = ["scripted_server", "browsing"]  # fixtures of the clients' tests, and of the page's
 ROOT = Path(server.__file__).parent
 DOG = ROOT / "dog.jpg"
 # Nothing that reaches for the outside, and no sandbox, which root in a container cannot have.
-BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                   "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+BROWSER_OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync", "--disable-component-update",
+    "--disable-background-networking", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

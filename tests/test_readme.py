@@ -21,8 +21,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 
 def test_both_ways_in_stand_on_the_first_screen() -> None:
     first = "\n".join(README.splitlines()[:20])
-    for command in ("make serve", "make test", "pip install -r requirements.txt", "python run_keras_server.py"):
-        assert command in first
+    for words in ("make serve", "make test", "pip install -r requirements.txt", "python run_keras_server.py"):
+        assert words in first
 
 
 def test_its_answer_is_the_servers(setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cache: str) -> None:

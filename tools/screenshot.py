@@ -53,7 +53,7 @@ def main(path: str = "docs/page.png") -> None:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
-            page = browser.new_page(viewport={"width": 1180, "height": 730}, color_scheme="light")
+            page = browser.new_page(viewport={"width": 1180, "height": 790}, color_scheme="light")
             arrange(page, url)
             Path(path).parent.mkdir(exist_ok=True)
             page.screenshot(path=path)

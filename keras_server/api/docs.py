@@ -56,8 +56,9 @@ Render = Callable[[Spec, Settings], str]  # makes a document that depends on not
 def page(spec: Spec, settings: Settings) -> str:
     """Return the page for a person with a browser."""
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in ramp(9)]
+    nameless = spec.kind == "classes" and len(spec.labels) != spec.classes  # its labels are numbers
     return flask.render_template(
-        "index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours), formats=NAMES
+        "index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours), formats=NAMES, nameless=nameless
     )
 
 

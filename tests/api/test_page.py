@@ -1,151 +1,55 @@
 """The page in a real browser: Debian's Chromium, against a server process with the bundled model."""
 
-import base64
 import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from conftest import DOG, ROOT, Process, encode, lacking, serve_with
+from browsing import (
+    KEY,
+    PHONE,
+    Visit,
+    answer,
+    axe,
+    cards,
+    carried,
+    choose,
+    classified,
+    explained,
+    file,
+    own_app,
+    size_of,
+    tiles,
+)
+from conftest import DOG, encode, serve_with
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Route, expect
-from werkzeug.serving import make_server
+from playwright.sync_api import Browser, Locator, Route, expect
 
 import run_keras_server as server
 from keras_server.models.spec import Tensor
-
-AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
-REFUSED = "Failed to load resource"  # what Chromium itself logs of each answer that is an error
-KEY = "correct-horse"
-PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-# Files as they hang on a mouse or lie in the clipboard.
-CARRIED = """(files) => {
-    const carried = new DataTransfer();
-    for (const [name, type, data] of files) {
-        const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-        carried.items.add(new File([bytes], name, { type }));
-    }
-    return carried;
-}"""
-
-Visit = Callable[..., Page]
-expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def site(cache: str) -> Iterator[str]:
-    """The address of a server."""
-    process = Process("--model", "bundled", "--cache-dir", cache, "--drain-seconds", "0")
-    try:
-        yield process.wait_until_ready().url
-    finally:
-        process.stop()
-
-
-@pytest.fixture(scope="module")
-def locked(cache: str) -> Iterator[str]:
-    """The address of a server that asks for a key, and takes half a MiB."""
-    options = ["--api-key", KEY, "--max-upload-mb", "0.5", "--drain-seconds", "0"]
-    process = Process("--model", "bundled", "--cache-dir", cache, *options)
-    try:
-        yield process.wait_until_ready().url
-    finally:
-        process.stop()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    """Open a server's page. At the end its console must be empty, but for the errors that the test is about."""
-    contexts, messages, expected = [], [], []
-
-    def visit(url: str, errors: bool = False, axe: bool = False, **options: Any) -> Page:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        if axe:
-            if not AXE.is_file():
-                lacking("axe-core is not installed: npm install --prefix build axe-core.")
-            context.add_init_script(path=AXE)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("filechooser", lambda _: None)  # or the first that is expected may come before it is caught
-        expected.extend([REFUSED] if errors else [])
-        page.goto(url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert [text for text in messages if not text.startswith(tuple(expected))] == []
-
-
-def file(name: str, data: bytes, kind: str = "image/jpeg") -> Any:
-    return {"name": name, "mimeType": kind, "buffer": data}
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
-
-
-def choose(page: Page, *files: Any) -> None:
-    page.set_input_files("#files", list(files))
-
-
-def carried(page: Page, *files: Any) -> Any:
-    packed = [[f["name"], f["mimeType"], base64.b64encode(f["buffer"]).decode()] for f in files]
-    return page.evaluate_handle(CARRIED, packed)
-
-
-def cards(page: Page, kind: str = "done") -> Locator:
-    return page.locator(f".card[data-kind={kind}]")
-
-
-def classified(page: Page) -> Locator:
-    """Choose the sample photo, and return its card once it is answered."""
-    page.click("#sample")
-    expect(cards(page)).to_have_count(1)
-    return page.locator(".card").first
-
-
-def explained(page: Page, row: int = 0) -> Locator:
-    """Return the card of the sample photo with a heat map."""
-    card = classified(page)
-    card.locator(".rows button").nth(row).click()
-    expect(card.locator(".heat")).to_be_visible()
-    return card
-
-
-def answer(status: int, body: Any, **headers: str) -> Callable[[Route], None]:
-    text = body if isinstance(body, str) else json.dumps(body)
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda route: route.fulfill(status=status, body=text, headers=fields)
-
 
 # What comes first
 
 
 def test_the_page_is_small_and_comes_from_here(visit: Visit, browser: Browser, site: str) -> None:
-    sizes = []
+    sizes: dict[str, int] = {}
     page = visit("about:blank")
-    page.on("response", lambda response: sizes.append((response.url, len(response.body()))))
+    page.on("response", lambda response: sizes.update({response.url: len(response.body())}))
     response = page.goto(site, wait_until="networkidle")
     assert response
     assert response.ok
     policy = response.headers["content-security-policy"]
     assert "script-src 'self'; style-src 'self'" in policy
     assert "unsafe" not in policy
-    assert len(sizes) <= 6
-    assert all(url.startswith(site) for url, _ in sizes)
-    assert sum(size for _, size in sizes) < 50_000
+    assert len(sizes) <= 14
+    assert all(url.startswith(site) for url in sizes)
+    assert sum(sizes.values()) < 60_000
     expect(page.get_by_role("heading", name="What does the model see?")).to_be_visible()
     expect(page.locator("header")).to_have_text(re.compile("efficientnet_lite0 knows 1000 labels"))
     expect(page.locator(".small")).to_have_text(re.compile(r"up to\s+16 MiB"))
@@ -173,21 +77,14 @@ def test_the_number_of_a_regression_is_shown(visit: Visit, monkeypatch: pytest.M
             return np.full((len(batch), 1), 29.7, np.float32)
 
     serve_with(monkeypatch, Age(), name="age", kind="values", outputs=(Tensor("age", (1,), "float32"),))
-    http = make_server("127.0.0.1", 0, server.app, threaded=True)
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    try:
-        page = visit(f"http://127.0.0.1:{http.server_port}")
+    with own_app() as url:
+        page = visit(url)
         expect(page.locator("header")).to_have_text(re.compile("age answers with numbers"))
         page.get_by_role("button", name="Try this dog").click()
         expect(page.locator(".values")).to_have_text("29.7")
         expect(page.locator(".rows li")).to_have_count(0)
         expect(page.locator(".hint")).to_be_hidden()
         expect(page.locator("#log")).to_contain_text("29.7")
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 # Photos in, labels out
@@ -281,7 +178,7 @@ def test_few_requests_are_under_way_at_once(visit: Visit, site: str, dog: bytes)
         if len(waiting) == min(4, 10 - done):  # as many as there may be: answer one
             waiting.pop(0).continue_()
             done += 1
-            expect(cards(page)).to_have_count(done)
+            expect(tiles(page)).to_have_count(done)
     assert max(most) == 4
 
 
@@ -655,21 +552,16 @@ def test_dark_mode(visit: Visit, site: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
 def test_axe_finds_nothing(visit: Visit, site: str, locked: str, dog: bytes, scheme: str, options: Any) -> None:
-    def check(page: Page, where: str) -> None:
-        result = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
-        found = [(v["id"], [node["html"] for node in v["nodes"]]) for v in result["violations"]]
-        assert found == [], where
-
     page = visit(site, errors=True, axe=True, color_scheme=scheme, **options)
-    check(page, "empty")
+    axe(page, "empty")
     choose(page, file("a.jpg", dog), file("b.jpg", b"no picture"))
     expect(cards(page)).to_have_count(1)
     expect(cards(page, "failed")).to_have_count(1)
     page.locator(".rows button").first.click()
     expect(page.locator(".heat").first).to_be_visible()
     page.locator("summary").first.click()
-    check(page, "answered")
+    axe(page, "answered")
     page = visit(locked, errors=True, axe=True, color_scheme=scheme, **options)
     choose(page, file("a.jpg", dog))
     expect(page.get_by_role("dialog")).to_be_visible()
-    check(page, "asked for the key")
+    axe(page, "asked for the key")
