@@ -103,7 +103,7 @@ def ask(
             pass
         case _:
             sentence = foreign_answer(url, response.status_code, is_json)
-    raise PredictionError(sentence, response.status_code, passing=response.status_code >= 500)
+    raise PredictionError(sentence, response.status_code, passing=foreign or response.status_code in (503, 504))
 
 
 def is_row(row: Any) -> bool:

@@ -356,6 +356,19 @@ def test_what_may_be_answered_later_is_not_written(
     assert sorted(names_in(out)) == [f"{photos}/{i:02}.jpg" for i in range(12)]
 
 
+def test_a_photo_on_which_the_server_fails_is_a_line_at_once(server: Server, photos: Path, tmp_path: Path) -> None:
+    def fail(request: Request) -> Answer:
+        if request.image == b"bad":
+            return as_json(500, {"success": False, "error": "The server failed."})
+        return see_text(request)
+
+    server.answer = fail
+    out = tmp_path / "out.csv"
+    assert predict(photos, "--output", out, "--url", server.base, "--workers", 1) == 1
+    assert f"{photos}/03.jpg,,,,,The server failed." in out.read_text()
+    assert len(server.requests) == 12
+
+
 def test_what_is_wrong_with_all_is_said_once(server: Server, photos: Path, tmp_path: Path, capsys: Any) -> None:
     server.answer = lambda request: as_json(401, {"success": False, "error": "No key."})
     assert predict(photos, "--output", tmp_path / "out.csv", "--url", server.base, "--workers", 2) == 1

@@ -171,6 +171,24 @@ def test_before_the_port_closes_no_further_connection_is_made(address: str) -> N
             server.accept()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the port is simply closed")
+@ipv6
+def test_before_they_close_neither_takes_further_connections() -> None:
+    def is_dropped(address: str, port: int) -> bool:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as client:
+            client.settimeout(0.5)
+            try:
+                client.connect((address, port))
+            except TimeoutError:
+                return True
+        return False
+
+    with FakeServer("--drain-seconds", "0", SHAKE_SECONDS=60) as fake:
+        fake.signal()
+        for address in ("127.0.0.1", "::1"):
+            wait_until(lambda address=address: is_dropped(address, fake.port), 10)
+
+
 @ipv6
 def test_both_drain() -> None:
     with FakeServer("--drain-seconds", "1", "--queue-size", "8") as fake:
