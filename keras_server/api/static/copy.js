@@ -1,4 +1,4 @@
-// The same request elsewhere, as a command to copy.
+// The same request as a command to copy.
 
 import { key } from "./server.js";
 import { say } from "./words.js";

@@ -30,7 +30,7 @@ function stretch(line, length) {
 
 const transposed = (map) => map[0].map((_, i) => map.map((row) => row[i]));
 
-/** Draw a map where the model saw the picture: the more a spot speaks for the label, the less transparent. */
+/** Draw a map on the part of the picture that it is of. */
 export function paint(canvas, { map, width, height, seen }) {
   const scale = 384 / Math.max(width, height);
   canvas.width = Math.max(1, Math.round(scale * width));
