@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from keras_server.models.opening import open_model
 from keras_server.models.served import Served
 from keras_server.models.source import KerasModel, Source
 from keras_server.models.spec import Spec
+from keras_server.models.suspicion import suspicion
 from keras_server.settings import Settings
 
 log = logging.getLogger("keras_server")
@@ -101,7 +103,11 @@ def load(settings: Settings) -> Served:
     """Return the model that the settings name; without one resnet50, or else the bundled one. Raises StartupError."""
     source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
     if settings.model:
-        return serve_source(source, settings)
+        served = serve_source(source, settings)
+        with contextlib.suppress(Exception):  # what is wrong with a model shows in its answers
+            if not source.has_labels and (words := suspicion(served, settings)):
+                log.warning(words)
+        return served
     try:
         return serve_source(source, settings)
     except DownloadError as error:
