@@ -168,10 +168,10 @@ def limits(settings: Settings) -> Limits:
     """Return what the front needs to know of the settings."""
     return Limits(
         body=api.body_limit(settings),
+        held=api.bodies_limit(settings),
         seconds=settings.timeout,
         requests=settings.queue_size + settings.max_batch,
-        # One batch that is computed and one that is decoded. The rest waits as it came, which takes less memory.
-        threads=2 * settings.max_batch + api.decode_threads(settings),
+        threads=api.threads(settings),
         grace=settings.drain_seconds,
     )
 

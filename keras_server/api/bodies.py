@@ -6,18 +6,26 @@ import zlib
 
 import flask
 
-from keras_server.api.context import body_limit, current_settings
+from keras_server.api.context import body_limit, charge, current_settings
 from keras_server.api.tensors import TensorError, short
+
+COPIES = 4  # how often a body is in memory while pictures are taken out of it
+SWELLING = 1032  # most bytes that one of deflate stands for
 
 
 def read_body() -> bytes:
-    """Return the request's body, unpacked where it is compressed, and never larger than the server takes."""
+    """Return the request's body, unpacked where it is compressed, and never larger than the server takes.
+
+    The request is charged for it.
+    """
     request = flask.request
     if (size := request.content_length) is None or size > body_limit(current_settings()):
         data = request.get_data(cache=False)
     else:  # in one piece, where werkzeug would copy it piece by piece
         data = request.environ["wsgi.input"].read(size)
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    swelling = 1 if coding == "identity" else SWELLING
+    charge(COPIES * min(swelling * len(data), body_limit(current_settings())))
     if coding == "identity":
         return data
     if coding not in ("gzip", "x-gzip", "deflate"):

@@ -19,7 +19,7 @@ from keras_server.api.context import current_app, current_model, current_setting
 from keras_server.api.uploads import decode, read_uploads
 from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
-from keras_server.images import ImageError, open_image, upright_size
+from keras_server.images import ImageError, Picture, upright_size
 from keras_server.images import decode as decode_image
 from keras_server.models.spec import probabilities
 
@@ -41,11 +41,11 @@ def explain() -> ResponseReturnValue:
         labels = served.spec.names(len(row))
         label = choose(row, labels, flask.request.args.get("label"))
         heat = served.explainer.heat(picture, label)
-        image = open_image(data, current_settings().max_megapixels)
+        again = Picture(data, current_settings().max_megapixels)
         accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
         if accepted == "image/png":
-            return flask.Response(draw(image, heat), content_type="image/png", headers={"Vary": "Accept"})
-        width, height = upright_size(image)
+            return flask.Response(draw(again, heat), content_type="image/png", headers={"Vary": "Accept"})
+        width, height = upright_size(again.image())
     except ImageError as error:
         flask.abort(400, str(error))
     except Unexplainable as error:
@@ -72,10 +72,10 @@ def choose(row: np.ndarray, labels: Sequence[str], requested: str | None) -> int
     return int(requested)
 
 
-def draw(image: Image.Image, heat: np.ndarray) -> bytes:
-    """Return the PNG of a picture under its map. Raises ImageError, or Overdue."""
-    with current_app().decoder():
-        picture = decode_image(image, SIDE, "RGB", current_settings().background)
+def draw(encoded: Picture, heat: np.ndarray) -> bytes:
+    """Return the PNG of a picture under its map. Raises ImageError, QueueFull or Overdue."""
+    with current_app().budget.decoding(encoded.work(SIDE)):
+        picture = decode_image(encoded.image(), SIDE, "RGB", current_settings().background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
         picture = overlay(picture, heat)
     out = io.BytesIO()

@@ -67,6 +67,8 @@ def whole(value: Any, what: str) -> int:
     """Return a value of JSON that has to be a natural number; 2.0 is one."""
     if type(value) not in (int, float) or value < 0 or value % 1:
         raise TensorError(f"{what} has to be a natural number, and {in_words(value)} came.")
+    if value >= 2**63:
+        raise TensorError(f"{what} has to be less than 2^63, and {in_words(value)} came.")
     return int(value)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from typing import NamedTuple, NoReturn
 
 import flask
+import msgspec
 import numpy as np
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
@@ -14,15 +15,17 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 
 from keras_server import telemetry
 from keras_server.api.bodies import read_body
-from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.api.tensors import TensorError, from_base64, in_words
-from keras_server.images import begins_as_picture, open_image
+from keras_server.api.context import charge, current_app, current_model, current_settings
+from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text
+from keras_server.api.tensors import TensorError, from_base64
+from keras_server.images import Picture, begins_as_picture
 from keras_server.ticket import TICKET
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
 ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
 # What clients write, or leave out, where nobody told them which type the body has.
 VAGUE = ("*/*", "application/x-www-form-urlencoded")
+PIXEL = 32  # bytes of a row for each, at most: four channels of float32, alone and in the batch of all
 MOST_PARTS = 1000  # of a form
 
 
@@ -60,6 +63,7 @@ def read_uploads() -> list[tuple[str, bytes]]:
         flask.abort(400, f"There are {len(uploads)} images: send at most {settings.queue_size} at once.")
     if ticket := TICKET.get():
         ticket.images = len(uploads)
+    charge(len(uploads) * PIXEL * math.prod(spec.target))
     return uploads
 
 
@@ -139,32 +143,42 @@ def part_of(head: Field | File, content: bytes) -> Part:
     return Part(head.name or "", getattr(head, "filename", "") or "", content)
 
 
+class Request(msgspec.Struct):
+    """What is read of a body of JSON."""
+
+    image: msgspec.Raw = ABSENT
+    images: msgspec.Raw = ABSENT
+
+
 def from_json(data: bytes) -> list[tuple[str, bytes]]:
     """Return the images of a JSON object, in base64 or as data URIs: "image", or a list of "images"."""
     asked = 'send {"image": BASE64}, or {"images": [BASE64, ...]}'
     try:
-        with current_app().decoder():  # few at a time, for objects take many times the memory of their text
-            content = json.loads(data)
-    except (ValueError, RecursionError):
-        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {asked}.")
-    if not isinstance(content, dict) or len(content.keys() & {"image", "images"}) != 1:
+        content = read_object(data, Request)
+    except TensorError as error:
+        flask.abort(400, f"{error} S{asked[1:]}.")
+    if (content.image == ABSENT) == (content.images == ABSENT):
         flask.abort(400, f"The JSON has no image: {asked}.")
-    texts = content["images"] if "images" in content else [content["image"]]
-    if texts == []:
+    if content.images == ABSENT:
+        return [("", from_base64(read_text(content.image, "An encoded image")))]
+    if not is_list(content.images):
+        flask.abort(400, f"'images' has to be a list, and {kind_of(content.images)} came: {asked}.")
+    most = current_settings().queue_size
+    texts = read_large(content.images, 2 * most, most, "'images'")  # a data URI has a comma
+    if not texts:
         flask.abort(400, f"'images' has to be a list of one image or more: {asked}.")
-    if not isinstance(texts, list):
-        flask.abort(400, f"'images' has to be a list, and {in_words(texts)} came: {asked}.")
     return [("", from_base64(text)) for text in texts]
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decode and prepare one upload, in its turn: the row of a batch, as the model takes it.
 
-    Raises ImageError, or Overdue.
+    Raises ImageError, QueueFull or Overdue.
     """
     app, spec = current_app(), current_model().spec
-    with app.decoder(), telemetry.DECODING.time():
-        prepared = app.prepare(open_image(data, app.settings().max_megapixels), spec.target)
+    picture = Picture(data, app.settings().max_megapixels)
+    with app.budget.decoding(picture.work(2 * max(spec.target))), telemetry.DECODING.time():
+        prepared = app.prepare(picture.image(), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))
     return prepared.astype(spec.inputs[0].dtype, copy=False)

@@ -27,7 +27,6 @@ TRAILERS = 100  # fields
 
 # Numbers
 CONNECTIONS = 8192  # more wait in the kernel
-BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
 PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
 PAGES = 66  # such requests at once
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait
@@ -38,6 +37,7 @@ class Limits:
     """What the settings say of it."""
 
     body: int  # bytes
+    held: int  # bytes of all bodies that are not answered
     seconds: float  # from a request's arrival to its answer
     requests: int  # that have arrived and are not answered
     threads: int

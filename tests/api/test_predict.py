@@ -340,7 +340,7 @@ FLAWS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "not JSON": (lambda dog: dog, "application/json", "not JSON"),
     "JSON without an image": (lambda dog: b"{}", "application/json", "The JSON has no image"),
     "JSON with both": (lambda dog: b'{"image": "", "images": []}', "application/json", "The JSON has no image"),
-    "a list": (lambda dog: b"[]", "application/json", "The JSON has no image"),
+    "a list": (lambda dog: b"[]", "application/json", "The body has to be an object, and a list came. Send"),
     "a number": (lambda dog: b'{"image": 7}', "application/json", "has to be text, and 7 came"),
     "no images": (lambda dog: b'{"images": []}', "application/json", "has to be a list"),
     "not base64": (lambda dog: b'{"image": "%%%"}', "application/json", "not in base64"),
