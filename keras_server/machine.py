@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -15,6 +16,13 @@ def processors() -> int:
         quota, period = (Path("/sys/fs/cgroup") / group / "cpu.max").read_text().split()
         count = min(count, int(quota) // int(period))
     return max(1, count)
+
+
+def step_back(niceness: int) -> None:
+    """Lower this thread's priority, and that of the threads that it starts, where that is not the whole process's."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def memory() -> int:

@@ -29,6 +29,7 @@ class Ticket:
         self.closed = False
         self.images = self.pixels = 0
         self.seconds = 0.0  # of a processor that its pictures take
+        self.large = False  # it has a turn among the large ones
         self.method = self.path = self.id = self.origin = ""
         self.size = 0
 

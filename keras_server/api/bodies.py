@@ -6,11 +6,13 @@ import zlib
 
 import flask
 
-from keras_server.api.context import body_limit, charge, current_settings
+from keras_server.api.context import body_limit, charge, current_app, current_settings
 from keras_server.api.tensors import TensorError, short
+from keras_server.pictures.work import Work
 
 COPIES = 4  # how often a body is in memory while pictures are taken out of it
 SWELLING = 1032  # most bytes that one of deflate stands for
+UNPACKED = 4  # nanoseconds for each byte of them
 
 
 def read_body() -> bytes:
@@ -24,8 +26,8 @@ def read_body() -> bytes:
     else:  # in one piece, where werkzeug would copy it piece by piece
         data = request.environ["wsgi.input"].read(size)
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    swelling = 1 if coding == "identity" else SWELLING
-    charge(COPIES * min(swelling * len(data), body_limit(current_settings())))
+    most = min(len(data) * (1 if coding == "identity" else SWELLING), body_limit(current_settings()))
+    charge(COPIES * most)
     if coding == "identity":
         return data
     if coding not in ("gzip", "x-gzip", "deflate"):
@@ -36,7 +38,8 @@ def read_body() -> bytes:
     )
     unpacker = zlib.decompressobj(wbits=-15 if bare else 47)
     try:
-        data = unpacker.decompress(data, body_limit(current_settings()) + 1)
+        with current_app().budget.turn(Work(0, UNPACKED * most / 1e9, 0)):
+            data = unpacker.decompress(data, body_limit(current_settings()) + 1)
     except zlib.error:
         raise TensorError(f"The body is not {coding}, although its Content-Encoding says so.") from None
     if len(data) > body_limit(current_settings()):

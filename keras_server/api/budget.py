@@ -7,8 +7,12 @@ they are answered 503, so that they never hold all of the front's threads.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
+import math
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from keras_server.api.tensors import TensorError
@@ -18,9 +22,10 @@ from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, Ticket
 
 MIB = 2**20
-LIGHT_SECONDS = 0.1  # of a processor that any request may take ahead of large ones,
+LIGHT_SECONDS = 0.05  # of a processor that any request may take ahead of large ones,
 SECONDS_A_MIB = 0.5  # and in addition for each MiB that it brings
 LIGHT_BYTES = 2 * MIB  # that a request has without waiting
+MAP_SECONDS = 0.2  # of a processor that a heat map takes, about
 AGEING = 5  # a second of work waits like one that came so many seconds later
 PICTURES = 4  # of the largest size that are allowed, in pixels, in one request
 LOOK_SECONDS = 0.25  # between two looks whether anybody still waits
@@ -28,14 +33,19 @@ LEAST = 256 * MIB  # for all requests, where the model leaves less of --memory
 
 
 class Turns:
-    """Turns to decode, the cheapest and oldest picture first, and the memory for it."""
+    """Turns to work, the cheapest and oldest work first, and the memory for it."""
 
-    def __init__(self, slots: int, memory: int, waiting: int | None, patience: float):
-        """Take how many decode at once, in how many bytes; past `waiting` of them, or so many seconds, none wait."""
-        self.slots, self.memory, self.most, self.patience = slots, memory, waiting, patience
-        self.free, self.left = slots, memory
+    def __init__(self, slots: int, memory: int, waiting: int, patience: float, first: Turns | None = None):
+        """Take how many work at once, in how many bytes; past `waiting` of them, or so many seconds, none wait.
+
+        A slot that worked while others had turns of `first` rests as long as it worked.
+        """
+        self.memory = self.left = memory
+        self.most, self.patience, self.first = waiting, patience * slots, first
+        self.free = [0.0] * slots  # from when on each slot is
         self.waiting: list[tuple[float, int, Work]] = []  # by their rank
         self.numbers = itertools.count()
+        self.taken = 0
         self.changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -43,28 +53,41 @@ class Turns:
         """Wait for a turn. Raises QueueFull at once, or Overdue where nobody waits for the answer any more."""
         ticket, entry = TICKET.get(), (rank, next(self.numbers), work)
         with self.changed:
-            if self.most is not None:
-                seconds = sum(other.seconds for _, _, other in self.waiting)
-                if len(self.waiting) >= self.most or seconds > self.patience * self.slots:
-                    raise QueueFull
+            if len(self.waiting) >= self.most or sum(other.seconds for _, _, other in self.waiting) > self.patience:
+                raise QueueFull
             self.waiting.append(entry)
             try:
-                while self.free == 0 or work.bytes > self.left or min(self.waiting) is not entry:
+                while (seconds := self.seconds_to(entry)) > 0:
                     if ticket and ticket.over:
                         raise Overdue
-                    self.changed.wait(LOOK_SECONDS)
+                    self.changed.wait(seconds)
             finally:
                 self.waiting.remove(entry)
                 self.changed.notify_all()
-            self.free, self.left = self.free - 1, self.left - work.bytes
+            heapq.heappop(self.free)
+            self.left -= work.bytes
+            self.taken += not (ticket and ticket.large)
+        since, before = time.monotonic(), self.first.taken if self.first else 0
+        if ticket and self.first:
+            ticket.large = True
         try:
             if ticket and ticket.over:
                 raise Overdue
             yield
         finally:
+            if ticket and self.first:
+                ticket.large = False
+            now = time.monotonic()
             with self.changed:
-                self.free, self.left = self.free + 1, self.left + work.bytes
+                heapq.heappush(self.free, now + (now - since if self.first and self.first.taken > before else 0))
+                self.left += work.bytes
                 self.changed.notify_all()
+
+    def seconds_to(self, entry: tuple[float, int, Work]) -> float:
+        """Return how long to wait at least until it is the turn of one that waits; 0: it is."""
+        if not self.free or entry[2].bytes > self.left or min(self.waiting) is not entry:
+            return LOOK_SECONDS
+        return min(max(self.free[0] - time.monotonic(), 0), LOOK_SECONDS)
 
 
 class Memory:
@@ -111,8 +134,9 @@ class Budget:
         `patience` is how long a request may take, in seconds.
         """
         self.pixels = int(PICTURES * max_megapixels * 1e6)
-        self.light = Turns(decoders, memory // 8, None, patience)
-        self.heavy = Turns(max(1, decoders // 2), 3 * memory // 8, waiting, patience)
+        self.light = Turns(decoders, memory // 8, sys.maxsize, math.inf)
+        self.heavy = Turns(max(1, decoders // 2), 3 * memory // 8, waiting, patience, self.light)
+        self.maps = Turns(max(1, decoders // 2), 0, waiting, patience, self.light)
         self.requests = Memory(memory // 4, waiting)
 
     def charge(self, held: int, more: int) -> int:
@@ -131,12 +155,17 @@ class Budget:
         self.requests.change(held, wanted)
         return wanted
 
-    def decoding(self, work: Work) -> contextlib.AbstractContextManager[None]:
-        """Return the turn of a picture of the request that this thread serves.
+    def map_turn(self) -> contextlib.AbstractContextManager[None]:
+        """Return the turn for a heat map: these take what predictions leave."""
+        ticket = TICKET.get()
+        return self.maps.turn(Work(0, MAP_SECONDS, 0), ticket.arrived if ticket else 0)
+
+    def turn(self, work: Work) -> contextlib.AbstractContextManager[None]:
+        """Return the turn for work, such as on a picture, of the request that this thread serves.
 
         Raises ImageError where the picture, or the request with it, takes more than there is.
         """
-        ticket = TICKET.get() or Ticket(self.light.patience)
+        ticket = TICKET.get() or Ticket(LIGHT_SECONDS)
         if work.bytes > self.heavy.memory:
             raise ImageError(
                 f"It takes {work.bytes // MIB} MiB to decode the image, more than the {self.heavy.memory // MIB} MiB "

@@ -21,6 +21,7 @@ from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
 from keras_server.images import ImageError, Picture, upright_size
 from keras_server.images import decode as decode_image
+from keras_server.models.served import Served
 from keras_server.models.spec import probabilities
 
 routes = flask.Blueprint("explanations", __name__)
@@ -36,20 +37,26 @@ def explain() -> ResponseReturnValue:
         flask.abort(422, f"{served.spec.name} answers with numbers, not with labels, so there is none to explain.")
     ((_, data),) = uploads
     try:
-        picture = decode(data)
-        (row,) = probabilities(served.predict(picture), served.spec)
-        labels = served.spec.names(len(row))
-        label = choose(row, labels, flask.request.args.get("label"))
-        heat = served.explainer.heat(picture, label)
-        again = Picture(data, current_settings().max_megapixels)
-        accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
-        if accepted == "image/png":
-            return flask.Response(draw(again, heat), content_type="image/png", headers={"Vary": "Accept"})
-        width, height = upright_size(again.image())
+        with current_app().budget.map_turn():
+            return explain_one(served, data)
     except ImageError as error:
         flask.abort(400, str(error))
     except Unexplainable as error:
         flask.abort(422, str(error))
+
+
+def explain_one(served: Served, data: bytes) -> ResponseReturnValue:
+    """Answer for one picture. Raises ImageError, Unexplainable, QueueFull or Overdue."""
+    prepared = decode(data)
+    (row,) = probabilities(served.predict(prepared), served.spec)
+    labels = served.spec.names(len(row))
+    label = choose(row, labels, flask.request.args.get("label"))
+    heat = served.explainer.heat(prepared, label)
+    picture = Picture(data, current_settings().max_megapixels)
+    accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
+    if accepted == "image/png":
+        return flask.Response(draw(picture, heat), content_type="image/png", headers={"Vary": "Accept"})
+    width, height = upright_size(picture.image())
     answer = {"success": True, "model": served.spec.name, "label": labels[label], "probability": float(row[label])}
     answer |= {"map": np.round(heat.astype(float), 6).tolist(), "width": width, "height": height}
     return answer, {"Vary": "Accept"}
@@ -74,7 +81,7 @@ def choose(row: np.ndarray, labels: Sequence[str], requested: str | None) -> int
 
 def draw(encoded: Picture, heat: np.ndarray) -> bytes:
     """Return the PNG of a picture under its map. Raises ImageError, QueueFull or Overdue."""
-    with current_app().budget.decoding(encoded.work(SIDE)):
+    with current_app().budget.turn(encoded.work(SIDE)):
         picture = decode_image(encoded.image(), SIDE, "RGB", current_settings().background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
         picture = overlay(picture, heat)

@@ -26,7 +26,7 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.parsing import ABSENT, SMALL, is_list, kind_of, read_large, read_object, read_small
+from keras_server.api.parsing import ABSENT, SMALL, Counts, is_list, kind_of, read_large, read_object, read_small
 from keras_server.api.tensors import (
     DATATYPES,
     JSON_TYPES,
@@ -36,6 +36,7 @@ from keras_server.api.tensors import (
     from_lists,
     from_memory,
     join_elements,
+    lists_in,
     mismatch,
     shape_of,
     short,
@@ -156,7 +157,11 @@ def from_input(item: Item, memory: memoryview | None, tensor: Tensor) -> np.ndar
             files = [*split_elements(memory)]
         else:  # JSON has no bytes, so they come in base64; a data URI has a comma
             most = current_settings().queue_size
-            rows = typed(read_large(item.data, 2 * most, most + 1, "'data'"), list, "'data'")
+            rows = typed(
+                read_large(item.data, lambda counts: counts.values <= 2 * most and counts.lists <= most + 1, "'data'"),
+                list,
+                "'data'",
+            )
             files = [from_base64(row[0] if type(row) is list and len(row) == 1 else row) for row in rows]
         if not files or shape not in ([len(files)], [len(files), 1]):
             raise TensorError(f"The input {tensor.name} has shape {short(shape)}, and {len(files)} images came.")
@@ -168,7 +173,12 @@ def from_input(item: Item, memory: memoryview | None, tensor: Tensor) -> np.ndar
         return from_memory(memory, shape, tensor)
     if item.data == ABSENT:
         raise mismatch(tensor, "null came")
-    data = read_large(item.data, None if tensor.dtype == "string" else size, 1 + len(shape) * size, "'data'")
+    nested = (1, lists_in(shape))
+
+    def fits(counts: Counts) -> bool:
+        return tensor.dtype == "string" or (counts.values == size and counts.lists in nested and not counts.objects)
+
+    data = read_large(item.data, fits, "'data'")
     flat = type(data) is list and data and type(data[0]) is not list
     return from_lists(data, [size] if flat else shape, tensor).reshape(shape)
 

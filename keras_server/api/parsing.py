@@ -7,16 +7,19 @@ until their turn comes.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from keras_server.api.context import charge
+from keras_server.api.context import charge, current_app
 from keras_server.api.tensors import JSON_TYPES, TensorError
+from keras_server.pictures.work import Work
 
 T = TypeVar("T", bound=msgspec.Struct)
 ABSENT = msgspec.Raw(b"")
 SMALL = 65_536  # bytes of text that become objects uncounted
+CHECKED, MADE = 10, 40  # nanoseconds for each byte of a text that is checked, and that is made objects of
 # Bytes of memory that the objects of a text take, by what each has one of, from above: numbers and their places in a
 # list by commas, texts by quotes, two each.
 MEMORY = {b",": 40, b"[": 88, b"{": 240, b'"': 32}
@@ -27,7 +30,8 @@ CONSTANT = re.compile(rb"(?<![\w\"])(-?Infinity|NaN)(?![\w\"])")
 def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
     """Return the fields of a JSON object that a schema names. Raises TensorError where it is none."""
     try:
-        return msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=schema)
+        with current_app().budget.turn(Work(0, CHECKED * len(text) / 1e9, 0)):
+            return msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=schema)
     except msgspec.ValidationError:
         raise TensorError(f"{what} has to be an object, and {kind_of(msgspec.Raw(text.strip()))} came.") from None
     except (msgspec.DecodeError, RecursionError) as error:
@@ -74,18 +78,35 @@ def read_small(raw: msgspec.Raw, default: Any, what: str) -> Any:
     return read(text)
 
 
-def read_large(raw: msgspec.Raw, values: int | None, lists: int, what: str) -> Any:
-    """Return the value of a field of at most so many values and lists; None: the charge alone limits the values.
+class Counts(NamedTuple):
+    """What a text of JSON has at most; texts that hold such marks are counted as what they look like."""
 
-    The request is charged for the objects. Raises TensorError for more, else as charge().
+    values: int
+    lists: int
+    objects: int
+
+    @classmethod
+    def of(cls, text: bytes) -> Counts:
+        """Count, without making anything of it."""
+        return cls(text.count(b",") + 1, text.count(b"["), text.count(b"{"))
+
+
+def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> Any:
+    """Return the value of a field, for whose objects the request is charged.
+
+    Raises TensorError where what it has does not fit, before anything is made of it, else as charge().
     """
     text = bytes(raw)
-    if len(text) > SMALL:
-        count = text.count(b",") + 1
-        if values is not None and (count > values or text.count(b"[") > lists):
-            raise TensorError(f"{what} has {count:,} values or more, where {values:,} are the most.")
-        charge(sum(size * text.count(mark) for mark, size in MEMORY.items()))
-    return read(text)
+    if len(text) <= SMALL:
+        return read(text)
+    if not fits(counts := Counts.of(text)):
+        raise TensorError(
+            f"{what} has {counts.values:,} values in {counts.lists:,} lists and {counts.objects:,} objects, which does "
+            "not fit the shapes that the model takes."
+        )
+    charge(sum(size * text.count(mark) for mark, size in MEMORY.items()))
+    with current_app().budget.turn(Work(0, MADE * len(text) / 1e9, 0)):
+        return read(text)
 
 
 def read(text: bytes) -> Any:

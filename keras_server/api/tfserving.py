@@ -24,8 +24,18 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.parsing import ABSENT, read_large, read_small
-from keras_server.api.tensors import DATATYPES, TensorError, from_base64, from_lists, shape_of, short, to_lists, typed
+from keras_server.api.parsing import ABSENT, Counts, read_large, read_small
+from keras_server.api.tensors import (
+    DATATYPES,
+    TensorError,
+    from_base64,
+    from_lists,
+    lists_in,
+    shape_of,
+    short,
+    to_lists,
+    typed,
+)
 from keras_server.models.spec import Tensor
 
 routes = protocol("tfserving")
@@ -53,11 +63,11 @@ def decode_v1(request: Request) -> Arrays:
     if (request.instances == ABSENT) == (request.inputs == ABSENT):
         raise TensorError("Send either 'instances', a list of rows, or 'inputs', a list of values for each input.")
     if request.instances == ABSENT:
-        columns = read_large(request.inputs, *most_values(), "'inputs'")
+        columns = read_large(request.inputs, fits, "'inputs'")
         named = type(columns) is dict or len(tensors) > 1
         check_names(typed(columns, dict, "'inputs'") if named else tensors)
     else:
-        columns = rows = typed(read_large(request.instances, *most_values(), "'instances'"), list, "'instances'")
+        columns = rows = typed(read_large(request.instances, fits, "'instances'"), list, "'instances'")
         named = len(tensors) > 1 or any(type(row) is dict and not is_encoded(row) for row in rows)
         if named:
             for row in rows:
@@ -66,14 +76,21 @@ def decode_v1(request: Request) -> Arrays:
     return {key: from_column(columns[key] if named else columns, tensor) for key, tensor in tensors.items()}
 
 
-def most_values() -> tuple[int | None, int]:
-    """Return how many values and lists the rows that may wait have; None where text or free lengths set no number."""
+def fits(counts: Counts) -> bool:
+    """Return whether rows for the model can have so many values and lists; encoded images count as one value each."""
     rows, inputs = current_settings().queue_size, current_model().spec.inputs
     if any(tensor.dtype == "string" or None in tensor.shape for tensor in inputs):
-        return None, 0
-    sizes = [max(1, math.prod(length or 1 for length in tensor.shape)) for tensor in inputs]
-    lists = 1 + sum(1 + rows * (len(tensor.shape) + 1) * size for tensor, size in zip(inputs, sizes, strict=True))
-    return rows * (sum(sizes) + len(inputs)), lists
+        return True  # the charge is all that limits them
+    encoded = min(counts.objects, rows * len(inputs))
+    values = sum(math.prod(length or 0 for length in tensor.shape) for tensor in inputs)
+    lists = sum(lists_in(tensor.shape) for tensor in inputs)
+    least, most = (counts.values - encoded) // values, counts.values // values + 1  # rows
+    beside = 1 + len(inputs)
+    return (
+        least <= rows
+        and least * lists <= counts.lists <= most * lists + beside
+        and counts.objects <= 1 + rows * (1 + len(inputs))
+    )
 
 
 def from_column(column: Any, tensor: Tensor) -> np.ndarray:

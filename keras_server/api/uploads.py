@@ -19,6 +19,7 @@ from keras_server.api.context import charge, current_app, current_model, current
 from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text
 from keras_server.api.tensors import TensorError, from_base64
 from keras_server.images import Picture, begins_as_picture
+from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
@@ -27,6 +28,7 @@ ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg 
 VAGUE = ("*/*", "application/x-www-form-urlencoded")
 PIXEL = 32  # bytes of a row for each, at most: four channels of float32, alone and in the batch of all
 MOST_PARTS = 1000  # of a form
+DIVIDED = 5  # nanoseconds for each byte of a form that is divided into its parts
 
 
 class Part(NamedTuple):
@@ -112,6 +114,12 @@ def read_parts(data: bytes) -> list[Part]:
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
     if b"--" + boundary + b"--" not in data:
         flask.abort(400, "The form breaks off: its closing boundary is missing. Send it once more.")
+    with current_app().budget.turn(Work(0, DIVIDED * len(data) / 1e9, 0)):  # or the event loop waits for many threads
+        return divide(data, boundary)
+
+
+def divide(data: bytes, boundary: bytes) -> list[Part]:
+    """Return the parts of a form that has its boundaries. Aborts for too many."""
     decoder, parts = MultipartDecoder(boundary, max_parts=MOST_PARTS), list[Part]()
     decoder.receive_data(data)
     decoder.receive_data(None)
@@ -163,8 +171,8 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
         return [("", from_base64(read_text(content.image, "An encoded image")))]
     if not is_list(content.images):
         flask.abort(400, f"'images' has to be a list, and {kind_of(content.images)} came: {asked}.")
-    most = current_settings().queue_size
-    texts = read_large(content.images, 2 * most, most, "'images'")  # a data URI has a comma
+    most = current_settings().queue_size  # a data URI has a comma
+    texts = read_large(content.images, lambda counts: counts.values <= 2 * most and counts.lists == 1, "'images'")
     if not texts:
         flask.abort(400, f"'images' has to be a list of one image or more: {asked}.")
     return [("", from_base64(text)) for text in texts]
@@ -177,7 +185,7 @@ def decode(data: bytes) -> np.ndarray:
     """
     app, spec = current_app(), current_model().spec
     picture = Picture(data, app.settings().max_megapixels)
-    with app.budget.decoding(picture.work(2 * max(spec.target))), telemetry.DECODING.time():
+    with app.budget.turn(picture.work(2 * max(spec.target))), telemetry.DECODING.time():
         prepared = app.prepare(picture.image(), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from keras_server.explain.cam import Cam, Unexplainable, grad_cam
+from keras_server.machine import step_back
 from keras_server.models.batcher import Batcher
 from keras_server.models.errors import StartupError
 from keras_server.models.spec import Spec
+
+NICENESS = 10  # of heat maps, like that of OpenVINO's threads; Keras' own would go before them
 
 log = logging.getLogger("keras_server")
 
@@ -62,6 +65,7 @@ class Explainer:
 
     def prepare(self) -> None:
         """Load the Keras model and find its features, or else why it cannot be explained."""
+        step_back(NICENESS)  # before Keras starts its threads
         name = self.spec.name
         try:
             if not self.spec.image or self.spec.image[3]:

@@ -12,6 +12,7 @@ from keras_server.pictures import limits
 from keras_server.pictures.limits import refuse
 
 MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # of a JPEG, before a segment with a length or the end
+FILL = b"\xff" * 1024  # bytes that may stand before any marker, and that a search goes through one by one
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the markers of frames
 SCAN, END = 0xDA, 0xD9
 # What Pillow looks into of the segments that say nothing of the pixels: the first of each.
@@ -55,6 +56,8 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 def read_jpeg(data: bytes) -> Jpeg | None:
     """Return what a JPEG says of itself, or None where it has no frame. Raises ImageError for too much work."""
+    if FILL in data:
+        raise refuse("JPEG", "bytes of filling", len(FILL))
     kept, seen, first = [b"\xff\xd8"], set[bytes](), 0
     frame: Segment | None = None
     sizes: dict[int, int] = {}  # samples by component
