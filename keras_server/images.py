@@ -11,9 +11,9 @@ import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin
 
 from keras_server import tiff
-from keras_server.pictures.limits import EXIF
+from keras_server.pictures.ifd import is_modest
 from keras_server.pictures.limits import ImageError as ImageError  # what the functions here raise
-from keras_server.pictures.parts import Jpeg, check_parts, read_jpeg
+from keras_server.pictures.parts import RUN_LENGTHS, Jpeg, check_parts, read_jpeg
 from keras_server.pictures.work import Work, estimate, estimate_jpeg
 
 FORMATS = {  # what is read: as Pillow calls it, and as people do
@@ -84,8 +84,8 @@ class Picture:
             kind = "a raw photograph"
         if kind and (self.opened is None or self.tiff):
             raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
-        if self.opened is None and not self.tiff:
-            if BEGINNINGS.match(data):
+        if self.opened is None and not (self.tiff and self.tiff.first):
+            if self.tiff or BEGINNINGS.match(data):
                 raise ImageError(CUT)
             raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
         if self.tiff:
@@ -117,7 +117,8 @@ class Picture:
         if self.jpeg:
             return estimate_jpeg(self.jpeg, len(self.data), side, whole=not lacks_end(self.data))
         pixels = max(self.opened.width * self.opened.height, self.tiff.pixels if self.tiff else 0)
-        return estimate(self.opened.format or "", pixels, len(self.data))
+        runs = self.opened.format == "BMP" and self.opened.info.get("compression") in RUN_LENGTHS
+        return estimate("BMP in runs" if runs else self.opened.format or "", pixels, len(self.data))
 
     def image(self) -> Image.Image:
         """Return it for decoding, which has begun where there is no other way. Raises ImageError."""
@@ -218,13 +219,24 @@ def decode(image: Image.Image, side: int, mode: str, background: str = "white") 
     try:
         image.draft("RGB", (side, side))
         image.load()
-        if len(image.info.get("exif") or b"") > EXIF:
-            del image.info["exif"]
         with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
+            forget_exif(image)
             ImageOps.exif_transpose(image, in_place=True)
         return convert_mode(image, mode, background)
     except Exception:  # noqa: BLE001 - as in open_image
         raise ImageError(CUT) from None
+
+
+def forget_exif(image: Image.Image) -> None:
+    """Take the EXIF data off an image, of which Pillow still knows its own reading, unless they were too long for it.
+
+    Else Pillow would write them anew once the image is turned, however much they name.
+    """
+    exif = image.info.pop("exif", None) or b""
+    if is_modest(exif):
+        image.info["exif"] = exif
+        image.getexif()
+        del image.info["exif"]
 
 
 def convert_mode(image: Image.Image, mode: str, background: str) -> Image.Image:
@@ -255,7 +267,8 @@ def convert_band(image: Image.Image, mode: str, background: str) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return a picture's width and height once its EXIF orientation is followed."""
     try:
-        turned = len(image.info.get("exif") or b"") <= EXIF and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        forget_exif(image)
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception:  # noqa: BLE001 - as in decode: EXIF that cannot be read says nothing
         turned = False
     return (image.height, image.width) if turned else (image.width, image.height)

@@ -94,6 +94,14 @@ class Directory:
         return [Directory(self.data, at) for at in self.values(BELOW, limits.DIRECTORIES)]
 
 
+def is_modest(exif: bytes) -> bool:
+    """Return whether EXIF data, a TIFF without pixels, are short enough to be looked into."""
+    try:
+        return len(exif) <= limits.EXIF and bool(Directory(exif.removeprefix(b"Exif\0\0")).entries)
+    except (ImageError, struct.error):
+        return False
+
+
 def check(first: Directory) -> int:
     """Return how many pixels a decoder of a TIFF's first directory goes through, those of tiles that jut out included.
 

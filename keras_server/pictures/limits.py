@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-PARTS = 1000  # segments of a JPEG, chunks of a PNG or WebP, blocks of a GIF, tags of a TIFF
+PARTS = 256  # segments of a JPEG, chunks of a PNG or WebP, blocks of a GIF, tags of a TIFF
 PIECES = 20_000  # in which pixels come: IDAT chunks, frames, sub-blocks of a GIF's comments, strips and tiles
 SCANS = 50  # of a component of a JPEG; libjpeg's own script for progressive ones has 6
 DIRECTORIES = 16  # of a TIFF, below its first
 RUNS = 2**20  # bytes of a BMP in run lengths, which Pillow decodes in Python
-RUN_PIXELS = 10_000_000  # and pixels
+RUN_PIXELS = 2_000_000  # and pixels
 EXIF = 2**17  # bytes of EXIF that are looked into, more than the 64 KiB that a JPEG's has
 OVERLAP = 2  # how often the strips of a TIFF may name each of its bytes
 

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from keras_server.pictures import limits
+from keras_server.pictures.ifd import is_modest
 from keras_server.pictures.limits import refuse
 
 MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # of a JPEG, before a segment with a length or the end
 FILL = b"\xff" * 1024  # bytes that may stand before any marker, and that a search goes through one by one
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the markers of frames
+RUN_LENGTHS = (1, 2)  # compressions of a BMP, BI_RLE8 and BI_RLE4
 SCAN, END = 0xDA, 0xD9
 # What Pillow looks into of the segments that say nothing of the pixels: the first of each.
-METADATA = {0xE0: (b"JFIF", b""), 0xE1: (b"Exif\0", b"http://ns.adobe.com/xap/"), 0xEE: (b"Adobe",)}
+EXIF = b"Exif\0\0"
+METADATA = {0xE0: (b"JFIF", b""), 0xE1: (EXIF, b"http://ns.adobe.com/xap/"), 0xEE: (b"Adobe",)}
 PROFILE = b"ICC_PROFILE\0"
 
 
@@ -108,7 +111,7 @@ def keep(segment: Segment, seen: set[bytes]) -> bool:
     if not 0xE0 <= segment.code <= 0xEF and segment.code != 0xFE:
         return True
     kind = next((kind for kind in METADATA.get(segment.code, ()) if segment.content.startswith(kind)), None)
-    if kind is None or kind in seen:
+    if kind is None or kind in seen or (kind == EXIF and not is_modest(segment.content)):
         return False
     seen.add(kind)
     return True
@@ -116,12 +119,15 @@ def keep(segment: Segment, seen: set[bytes]) -> bool:
 
 def check_png(data: bytes) -> None:
     """Raise ImageError for a PNG of too many chunks."""
-    at, pieces, others = 8, 0, 0
+    at, pieces, others, profiles = 8, 0, 0, 0
     while at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IEND":
         if kind in (b"IDAT", b"fdAT", b"fcTL"):
             pieces += 1
         else:
             others += 1
+            profiles += kind == b"iCCP"  # each of which swells to a thousandfold
+        if profiles > 1:
+            raise refuse("PNG", "colour profile", 1)
         if pieces > limits.PIECES:
             raise refuse("PNG", "chunks of pixels", limits.PIECES)
         if others > limits.PARTS:
@@ -163,7 +169,7 @@ def check_gif(data: bytes) -> None:
 def check_bmp(data: bytes) -> None:
     """Raise ImageError for a BMP in run lengths that are too many."""
     compression = int.from_bytes(data[30:34], "little")
-    if compression in (1, 2) and int.from_bytes(data[14:18], "little") >= 40:
+    if compression in RUN_LENGTHS and int.from_bytes(data[14:18], "little") >= 40:
         if len(data) > limits.RUNS:
             raise refuse("BMP", "bytes of run lengths", limits.RUNS)
         width, height = struct.unpack_from("<ii", data, 18)

@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from keras_server.pictures.parts import Jpeg
 
-# By Pillow's name of the format: nanoseconds a pixel, and bytes a pixel at the moment when they are most.
+# By Pillow's name of the format: nanoseconds a pixel, and bytes a pixel at the moment when they are most. Run lengths
+# Pillow decodes in Python.
 COSTS = {
     "JPEG": (2, 5), "PNG": (30, 9), "GIF": (15, 9), "BMP": (5, 9), "TIFF": (20, 9), "WEBP": (35, 21), "AVIF": (30, 17),
-    "HEIF": (50, 13),
+    "HEIF": (50, 13), "BMP in runs": (300, 9),
 }  # fmt: skip
 BYTE = 10  # nanoseconds for each of the file
-RUN = 100  # for a pixel in run lengths, which Pillow decodes in Python
 IDCT = 10  # for each pixel of a JPEG that comes out
 COEFFICIENTS = 3  # for each that a scan goes through, where they are buffered, and coded by Huffman
-ARITHMETIC = 30  # likewise, coded arithmetically
+ARITHMETIC = 10  # likewise, coded arithmetically
 
 
 class Work(NamedTuple):
