@@ -131,8 +131,11 @@ class Picture:
         if image.format == "PNG":
             scale_key(image, self.data[24])
         if image.info.get("default_image"):  # of an APNG, for those who cannot show the animation: nobody sees it
-            with contextlib.suppress(EOFError):
-                image.seek(1)
+            try:
+                with contextlib.suppress(EOFError):
+                    image.seek(1)
+            except Exception:  # noqa: BLE001 - as in open()
+                raise ImageError(CUT) from None
         return image
 
 

@@ -58,7 +58,7 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 
 def read_jpeg(data: bytes) -> Jpeg | None:
-    """Return what a JPEG says of itself, or None where it has no frame. Raises ImageError for too much work."""
+    """Return what a JPEG says of itself, or None where it has not one frame. Raises ImageError for too much work."""
     if FILL in data:
         raise refuse("JPEG", "bytes of filling", len(FILL))
     kept, seen, first = [b"\xff\xd8"], set[bytes](), 0
@@ -70,6 +70,8 @@ def read_jpeg(data: bytes) -> Jpeg | None:
     for segment in segments(data):
         content = segment.content
         if segment.code in FRAMES and len(content) >= 6:
+            if frame:  # two are none that a decoder takes
+                return None
             frame = segment
             height, width = struct.unpack_from(">HH", content, 1)
             factors = {
