@@ -1,6 +1,7 @@
 # make serve        sets up and serves             make test        sets up and passes the tests
 # make lint         ruff and mypy                  make format      puts the code into shape
 # make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
+# make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
 # make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
 PYTHON ?= python3
@@ -8,13 +9,17 @@ BIN := .venv/bin
 # axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
 AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
-.PHONY: serve test lint format bench soak serve-ray test-ray clean
+.PHONY: serve test fuzz lint format bench soak serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
 test: .venv/dev .venv-clients/done $(AXE)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# What fails is kept in tests/data/fuzz, where a test finds it from then on.
+fuzz: .venv/dev
+	$(BIN)/python -W ignore tests/fuzzing.py --seconds $(or $(SECONDS),600)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

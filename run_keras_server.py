@@ -66,7 +66,7 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     """
     spec = app.current_model().spec
     # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
-    side = images.least_side(image, target, settings.interpolation)
+    side = images.least_side(target, settings.interpolation)
     image = images.decode(image, side, spec.mode, settings.background)
     image = images.resize(image, target, settings.crop, settings.interpolation)
     return images.to_array(image, spec.preprocess)[np.newaxis]
@@ -177,11 +177,11 @@ def limits(settings: Settings) -> Limits:
     return Limits(
         body=api.body_limit(settings),
         mebibytes=settings.max_upload_mb,
+        held=api.bodies_limit(settings),
         seconds=settings.timeout,
         keep_alive=settings.keep_alive,
         requests=settings.queue_size + settings.max_batch,
-        # One batch that is computed and one that is decoded. The rest waits as it came, which takes less memory.
-        threads=2 * settings.max_batch + api.decode_threads(settings),
+        threads=api.threads(settings),
         grace=settings.drain_seconds,
     )
 

@@ -11,6 +11,10 @@ import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin
 
 from keras_server import tiff
+from keras_server.pictures.ifd import is_modest
+from keras_server.pictures.limits import ImageError as ImageError  # what the functions here raise
+from keras_server.pictures.parts import RUN_LENGTHS, Jpeg, check_parts, read_jpeg
+from keras_server.pictures.work import Work, estimate, estimate_jpeg
 
 FORMATS = {  # what is read: as Pillow calls it, and as people do
     "JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF", "AVIF": "AVIF",
@@ -64,56 +68,90 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of all comments in a PNG, unpack
 
 
 CUT = "The image is damaged or cut off: it cannot be decoded."
-DEEP = re.compile(rb"\xff[\xc0\xc1\xc2]..([\x0c\x10])", re.DOTALL)  # the marker of a frame of 12 or 16 bits
-MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")  # of a JPEG, before a part with a length
-ARITHMETIC = re.compile(rb"\xff[\xc9-\xcb]\0")  # the marker of a frame coded arithmetically, and its length
+WHOLE = 2**16  # pixels a side: no JPEG has more
+BAND = 2**20  # pixels that are converted at a time, for in between they take several times the memory
 pillow_heif.register_heif_opener(thumbnails=False)
 
 
-class ImageError(ValueError):
-    """An upload that is no acceptable image; the message is a sentence for the client."""
+class Picture:
+    """An upload whose head has been read, and whose pixels have not."""
+
+    def __init__(self, data: bytes, max_megapixels: float):
+        """Look at an encoded image of at most so many million pixels. Raises ImageError."""
+        if not data:
+            raise ImageError("The file is empty.")
+        self.data, self.max_megapixels = data, max_megapixels
+        self.jpeg = read_jpeg(data) if data.startswith(b"\xff\xd8") else None
+        self.tiff = tiff.Tiff(data) if tiff.is_tiff(data) else None
+        check_parts(data)
+        self.opened = self.open()
+        kind = other_kind(data) or (self.jpeg and self.jpeg.bits > 8 and f"a JPEG of {self.jpeg.bits} bits a channel")
+        if self.tiff and self.tiff.is_raw():
+            kind = "a raw photograph"
+        if kind and (self.opened is None or self.tiff):
+            raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
+        if self.opened is None and not (self.tiff and self.tiff.first):
+            if self.tiff or BEGINNINGS.match(data):
+                raise ImageError(CUT)
+            raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
+        if self.tiff:
+            self.tiff.check(max_megapixels)
+        check_size(*(self.opened.size if self.opened else self.tiff.size if self.tiff else (0, 0)), max_megapixels)
+        # A JPEG has a bit at least for each 8 x 8 pixels, unless it is coded arithmetically; what is missing of them
+        # Pillow would paint grey.
+        if self.jpeg and self.jpeg.width * self.jpeg.height > 64 * 8 * len(data) and not self.jpeg.arithmetic:
+            raise ImageError(CUT)
+
+    def open(self) -> Image.Image | None:
+        """Return what Pillow makes of the file's head, if anything."""
+        if self.data.startswith(b"\xff\xd8") and not self.jpeg:
+            return None
+        with contextlib.suppress(Exception):  # Pillow's readers raise whatever a mutilated header trips over
+            return Image.open(io.BytesIO(self.jpeg.lean if self.jpeg else self.data), formats=[*FORMATS])
+        return None
+
+    @property
+    def deep(self) -> bool:
+        """Whether it is a TIFF that Pillow does not bring to 8 bits."""
+        return self.tiff is not None and (self.opened is None or tiff.is_deep(self.opened))
+
+    def work(self, side: int) -> Work:
+        """Return what it takes to decode it to at least `side` pixels a side."""
+        if self.tiff and self.deep:
+            return self.tiff.work()
+        assert self.opened is not None
+        if self.jpeg:
+            return estimate_jpeg(self.jpeg, len(self.data), side, whole=not lacks_end(self.data))
+        pixels = max(self.opened.width * self.opened.height, self.tiff.pixels if self.tiff else 0)
+        runs = self.opened.format == "BMP" and self.opened.info.get("compression") in RUN_LENGTHS
+        return estimate("BMP in runs" if runs else self.opened.format or "", pixels, len(self.data))
+
+    def image(self) -> Image.Image:
+        """Return it for decoding, which has begun where there is no other way. Raises ImageError."""
+        if self.tiff and self.deep:
+            return open_deep(self.data, self.opened)
+        image = self.opened
+        assert image is not None
+        if self.jpeg and lacks_end(self.data):
+            return with_end(self.jpeg)
+        if image.format == "PNG":
+            scale_key(image, self.data[24])
+        if image.info.get("default_image"):  # of an APNG, for those who cannot show the animation: nobody sees it
+            try:
+                with contextlib.suppress(EOFError):
+                    image.seek(1)
+            except Exception:  # noqa: BLE001 - as in open()
+                raise ImageError(CUT) from None
+        return image
 
 
 def open_image(data: bytes, max_megapixels: float) -> Image.Image:
     """Open an encoded image of at most so many million pixels; most are decoded later. Raises ImageError."""
-    if not data:
-        raise ImageError("The file is empty.")
-    image: Image.Image | None = None
-    with contextlib.suppress(Exception):  # Pillow's readers raise whatever a mutilated header trips over
-        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
-    kind = other_kind(data)
-    if tiff.is_tiff(data) and tiff.is_raw(data):
-        kind = "a raw photograph"
-    if kind and (image is None or tiff.is_tiff(data)):
-        raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
-    if image is None and not tiff.is_tiff(data):
-        if BEGINNINGS.match(data):
-            raise ImageError(CUT)
-        raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
-    if image is not None:
-        check_size(image.width, image.height, max_megapixels)
-    if tiff.is_tiff(data) and (image is None or tiff.is_deep(image)):
-        return open_deep(data, image, max_megapixels)
-    assert image is not None
-    if image.format in ("JPEG", "MPO"):
-        if lacks_end(data):
-            return with_end(data)
-        # A JPEG has a bit at least for each 8 x 8 pixels, unless it is coded arithmetically; what is missing of them
-        # Pillow would paint grey.
-        if image.width * image.height > 64 * 8 * len(data) and not ARITHMETIC.search(data[:65536]):
-            raise ImageError(CUT)
-    if image.format == "PNG":
-        scale_key(image, data[24])
-    if image.info.get("default_image"):  # of an APNG, for those who cannot show the animation: nobody sees it
-        with contextlib.suppress(EOFError):
-            image.seek(1)
-    return image
+    return Picture(data, max_megapixels).image()
 
 
 def other_kind(data: bytes) -> str | None:
     """Return the kind of a file that is none of FORMATS, in words, if it is a known one."""
-    if data[:2] == b"\xff\xd8" and (frame := DEEP.search(data[:65536])):
-        return f"a JPEG of {frame[1][0]} bits a channel"
     return next((kind for kind, start in OTHERS.items() if re.match(start, data[:4096], re.DOTALL)), None)
 
 
@@ -139,14 +177,10 @@ def check_size(width: int, height: int, max_megapixels: float) -> None:
         )
 
 
-def open_deep(data: bytes, image: Image.Image | None, max_megapixels: float) -> Image.Image:
+def open_deep(data: bytes, opened: Image.Image | None) -> Image.Image:
     """Decode a TIFF that Pillow does not bring to 8 bits. Raises ImageError."""
     try:
-        width, height = tiff.size(data)
-        check_size(width, height, max_megapixels)
-        return tiff.read(data, image)
-    except ImageError:
-        raise
+        return tiff.read(data, opened)
     except tiff.TiffError as error:
         raise ImageError(f"This is {error}, which is not read: save it with 8 bits a channel.") from None
     except Exception:  # noqa: BLE001 - as Pillow's, its readers raise anything
@@ -158,14 +192,14 @@ def lacks_end(data: bytes) -> bool:
     return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
-def with_end(data: bytes) -> Image.Image:
+def with_end(jpeg: Jpeg) -> Image.Image:
     """Open a JPEG without its end marker, if nothing but that is missing. Raises ImageError.
 
     Phones and messengers write such files. Where pixels are missing, too, bytes in their place change what is decoded;
     two kinds of bytes, since one may give what was there, and once after the restart marker that would be next, without
     which a decoder that expects one skips them. Whole scans may be missing, too.
     """
-    data = data.rstrip(b"\xff")  # half of the marker
+    data = jpeg.lean.rstrip(b"\xff")  # half of the marker
     restarts = re.findall(rb"\xff([\xd0-\xd7])", data[data.rfind(b"\xff\xda") :])
     following = bytes([0xFF, 0xD0 + (restarts[-1][0] - 0xD0 + 1) % 8 if restarts else 0xD0])
     try:
@@ -173,7 +207,7 @@ def with_end(data: bytes) -> Image.Image:
         for filler in (b"\x55" * 64, (following if b"\xff\xdd" in data else b"") + b"\xaa" * 64):
             if not np.array_equal(first, pixels_with(data, filler)):
                 raise ImageError(CUT)
-        if not has_all_scans(data):
+        if jpeg.missing:
             raise ImageError(CUT)
     except Exception:  # noqa: BLE001 - as in open_image
         raise ImageError(CUT) from None
@@ -186,27 +220,9 @@ def pixels_with(data: bytes, filler: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def has_all_scans(data: bytes) -> bool:
-    """Return whether the scans of a JPEG hold each coefficient of each component to its last bit (ITU-T T.81, B.2)."""
-    missing: set[tuple[int, int]] = set()
-    at = 2
-    while marker := MARKER.search(data, at):
-        code, at = marker[1][0], marker.end()
-        size = int.from_bytes(data[at : at + 2])
-        part = data[at + 2 : at + size]
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # a frame, and its components
-            missing = {(component, k) for component in part[6::3] for k in range(64)}
-        if code == 0xDA:  # a scan, and which coefficients it brings down to which bit
-            lowest, highest, bits = part[-3:]
-            if not bits & 15:
-                missing -= {(component, k) for component in part[1:-3:2] for k in range(lowest, highest + 1)}
-        at += size
-    return not missing
-
-
-def least_side(image: Image.Image, target: tuple[int, int], interpolation: str) -> int:
-    """Return of how many pixels a side the image has to be decoded at least, to be resized with this interpolation."""
-    return 2 * max(target) if interpolation == FAST else max(image.size)
+def least_side(target: tuple[int, int], interpolation: str) -> int:
+    """Return how many pixels a side a JPEG has to be decoded to at least, to be resized with this interpolation."""
+    return 2 * max(target) if interpolation == FAST else WHOLE
 
 
 def decode(image: Image.Image, side: int, mode: str, background: str = "white") -> Image.Image:
@@ -218,14 +234,38 @@ def decode(image: Image.Image, side: int, mode: str, background: str = "white") 
         image.draft("RGB", (side, side))
         image.load()
         with contextlib.suppress(Exception):  # EXIF data that cannot be read says nothing about the pixels
+            forget_exif(image)
             ImageOps.exif_transpose(image, in_place=True)
         return convert_mode(image, mode, background)
     except Exception:  # noqa: BLE001 - as in open_image
         raise ImageError(CUT) from None
 
 
+def forget_exif(image: Image.Image) -> None:
+    """Take the EXIF data off an image, of which Pillow still knows its own reading, unless they were too long for it.
+
+    Else Pillow would write them anew once the image is turned, however much they name.
+    """
+    exif = image.info.pop("exif", None) or b""
+    if is_modest(exif):
+        image.info["exif"] = exif
+        image.getexif()
+        del image.info["exif"]
+
+
 def convert_mode(image: Image.Image, mode: str, background: str) -> Image.Image:
     """Return the image in `mode` (L, RGB or RGBA), whatever its own, as people see it on the background."""
+    if not image.mode.startswith("I") and (mode == "RGBA" or not image.has_transparency_data):
+        return image if image.mode == mode else image.convert(mode)
+    result, rows = Image.new(mode, image.size), max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(convert_band(band, mode, background), (0, top))
+    return result
+
+
+def convert_band(image: Image.Image, mode: str, background: str) -> Image.Image:
+    """Return a band of an image of 16 bits, or with transparency, as convert_mode() does."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         shown = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
         if isinstance(key := image.info.get("transparency"), int):  # the one value that nobody sees
@@ -271,6 +311,7 @@ def resize(image: Image.Image, target: tuple[int, int], crop: str, interpolation
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return a picture's width and height once its EXIF orientation is followed."""
     try:
+        forget_exif(image)
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception:  # noqa: BLE001 - as in decode: EXIF that cannot be read says nothing
         turned = False

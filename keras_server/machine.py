@@ -1,9 +1,10 @@
-"""The machine: how many processors this process may use."""
+"""The machine: how many processors and how much memory this process may use."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -15,3 +16,28 @@ def processors() -> int:
         quota, period = (Path("/sys/fs/cgroup") / group / "cpu.max").read_text().split()
         count = min(count, int(quota) // int(period))
     return max(1, count)
+
+
+def step_back(niceness: int) -> None:
+    """Lower this thread's priority, and that of the threads that it starts, where that is not the whole process's."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+
+
+def memory() -> int:
+    """Return how many bytes this process may use: those of the machine, or fewer where its container has a limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [4 * 2**30]
+    with contextlib.suppress(OSError):
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        for folder in (group, *group.parents):  # cgroup v2: a number of bytes, or "max" for no limit
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
+
+
+def resident() -> int:
+    """Return how many bytes of memory this process has, as far as the system says."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -49,7 +49,7 @@ from ray import serve
 from starlette.middleware import Middleware
 
 import run_keras_server as server
-from keras_server.api import decode_threads
+from keras_server.api import threads
 from keras_server.gate import Gate, with_ticket
 from keras_server.machine import processors
 
@@ -64,8 +64,7 @@ def gates() -> list[Middleware]:
 
 def asgi() -> Gate:
     """Return the app as a replica runs it, with as many threads as the plain server has."""
-    threads = 2 * server.settings.max_batch + decode_threads(server.settings)
-    return Gate(WSGIMiddleware(with_ticket(server.app), threads), server.settings, tries=1)
+    return Gate(WSGIMiddleware(with_ticket(server.app), threads(server.settings)), server.settings, tries=1)
 
 
 class KerasServer:

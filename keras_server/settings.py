@@ -154,6 +154,8 @@ class Settings:
     top: int = setting(5, "rows in an answer, unless the request says ?top=N", COUNT, "N")
     max_upload_mb: float = setting(16.0, "largest request body in MiB", number(float, 0.001, 4096), "MIB")
     max_megapixels: float = setting(50.0, "largest picture in millions of pixels", number(float, 0.001, 10_000), "MP")
+    memory: int = setting(0, "most memory that the server takes, in MiB; 0: half of the container's or the machine's",
+        number(int, 0, 2**24), "MIB")
     background: str = setting("white", "colour that shows through what is transparent: a name, or #rrggbb", colour,
         "COLOUR", of_model=True)
     queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")

@@ -27,7 +27,9 @@ class Ticket:
         self.due = self.arrived + seconds
         self.gone = False  # nobody waits any more: the client left, or was told 504
         self.closed = False
-        self.images = 0
+        self.images = self.pixels = 0
+        self.seconds = 0.0  # of a processor that its pictures take
+        self.large = False  # it has a turn among the large ones
         self.method = self.path = self.id = self.origin = ""
         self.size = 0
 

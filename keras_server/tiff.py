@@ -5,12 +5,19 @@ Tags and their values are those of TIFF 6.0 (Adobe, 1992), and of its supplement
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import math
+import struct
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from keras_server.pictures import ifd
+from keras_server.pictures.limits import ImageError
+from keras_server.pictures.work import BYTE, Work
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
@@ -18,6 +25,8 @@ KINDS = {3: "a palette", 4: "a mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "IC
 ORIENTATION = 0x0112
 ROWS = 64
 COLOUR_FILTER = (32803, 34892)  # the photometrics of what a camera's sensor saw
+DEEP = 25  # nanoseconds for a sample of more than 8 bits
+JUTTING = 4_000_000  # pixels of tiles that a small picture may have beside its own
 FORMATS = {2: "with a sign", 5: "of complex integers", 6: "of complex numbers"}
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said to its sender
@@ -32,26 +41,43 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(MAGIC)
 
 
-def is_raw(data: bytes) -> bool:
-    """Return whether a TIFF is a camera's raw photograph, whose first picture is often but a small preview."""
-    import tifffile
+class Tiff:
+    """What the first directory of a TIFF says of it; a file that has none that can be read is an empty one."""
 
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[0]
-            pages = [page, *(page.pages or () if 330 in page.tags else ())]
-            return 50706 in page.tags or any(int(each.photometric or 0) in COLOUR_FILTER for each in pages)
-    except Exception:  # noqa: BLE001 - whatever a damaged file trips over
-        return False
+    def __init__(self, data: bytes):
+        """Look at a file. Raises ImageError for more parts than a picture needs."""
+        self.length, self.pixels = len(data), 0  # pixels that a decoder goes through
+        self.first: ifd.Directory | None = None
+        self.below: list[ifd.Directory] = []
+        with contextlib.suppress(struct.error):
+            self.first = ifd.Directory(data)
+            self.pixels = ifd.check(self.first)
+            self.below = self.first.below()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return (self.first.value(ifd.WIDTH, 0), self.first.value(ifd.HEIGHT, 0)) if self.first else (0, 0)
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return width and height of the first picture. Raises whatever a damaged file trips over."""
-    import tifffile
+    def is_raw(self) -> bool:
+        """Return whether it is a camera's raw photograph, whose first picture is often but a small preview."""
+        directories = [self.first, *self.below] if self.first else []
+        return any(50706 in each.entries or each.value(ifd.PHOTOMETRIC, 0) in COLOUR_FILTER for each in directories)
 
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page: Any = file.pages[0]
-        return int(page.imagewidth), int(page.imagelength)
+    def check(self, max_megapixels: float) -> None:
+        """Raise ImageError for more pixels than are allowed, with those of tiles that jut out."""
+        if self.first and self.pixels > max_megapixels * 1e6 + JUTTING:
+            raise ImageError(
+                f"The tiles of the TIFF have {self.pixels / 1e6:.0f} million pixels, more than the "
+                f"{max_megapixels:g} million allowed: shrink it."
+            )
+
+    def work(self) -> Work:
+        """Return what it takes to bring it to 8 bits."""
+        assert self.first
+        samples, bits = self.first.value(ifd.SAMPLES, 1), self.first.value(ifd.BITS, 1)
+        pixels = max(self.pixels, math.prod(self.size))
+        return Work(pixels, (DEEP * samples * pixels + BYTE * self.length) / 1e9, pixels * (samples * bits // 4 + 10))
 
 
 def is_deep(image: Image.Image) -> bool:

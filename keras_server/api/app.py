@@ -98,8 +98,10 @@ def finish(response: flask.Response) -> flask.Response:
 
 
 def leave(_: BaseException | None) -> None:
-    """Take the ticket off the thread, which serves others next."""
+    """Take the ticket off the thread, which serves others next, and give back the memory that the request had."""
     TICKET.set(None)
+    if charged := flask.g.pop("charged", 0):
+        current_app().budget.requests.change(charged, 0)
 
 
 def answer_error(error: Exception) -> flask.Response:

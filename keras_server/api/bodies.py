@@ -6,8 +6,13 @@ import zlib
 
 import flask
 
-from keras_server.api.context import body_limit, current_settings
+from keras_server.api.context import body_limit, charge, current_app, current_settings
 from keras_server.api.tensors import TensorError, short
+from keras_server.pictures.work import Work
+
+COPIES = 4  # how often a body is in memory while pictures are taken out of it
+SWELLING = 1032  # most bytes that one of deflate stands for
+UNPACKED = 4  # nanoseconds for each byte of them
 
 GZIP = 0x1F8B
 MOST_CODINGS = 2  # of a body, one over the other
@@ -15,7 +20,10 @@ MOST_MEMBERS = 64  # of gzip: each costs a copy of what follows it
 
 
 def read_body() -> bytes:
-    """Return the request's body, unpacked where it is compressed, and never larger than the server takes."""
+    """Return the request's body, unpacked where it is compressed, and never larger than the server takes.
+
+    The request is charged for it.
+    """
     request = flask.request
     if (size := request.content_length) is None or size > body_limit(current_settings()):
         data = request.get_data(cache=False)
@@ -25,8 +33,11 @@ def read_body() -> bytes:
     codings = [coding for coding in map(str.strip, said.split(",")) if coding not in ("", "identity")]
     if len(codings) > MOST_CODINGS or not {*codings} <= {"gzip", "x-gzip", "deflate"}:
         raise TensorError(f"The server cannot unpack {short(said)}: take gzip, deflate or none.", 415)
+    most = min(len(data) * (SWELLING if codings else 1), body_limit(current_settings()))
+    charge(COPIES * most)
     for coding in reversed(codings):  # in the order in which they were applied (RFC 9110, 8.4)
-        data = unpacked(data, coding)
+        with current_app().budget.turn(Work(0, UNPACKED * most / 1e9, 0)):
+            data = unpacked(data, coding)
     return data
 
 

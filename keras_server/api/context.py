@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, cast
 
 import flask
 import numpy as np
 from PIL import Image
 
+from keras_server.api.budget import LEAST, Budget
 from keras_server.errors import Cors
-from keras_server.machine import processors
-from keras_server.models.batcher import Overdue
+from keras_server.machine import memory, processors, resident
 from keras_server.models.registry import Registry
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
-from keras_server.ticket import TICKET
 
 Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (width, height) -> (1, h, w, channels)
 
@@ -46,7 +44,8 @@ class App(flask.Flask):
         self.settings, self.prepare = settings, prepare
         self.registry = Registry(model, settings)
         self.draining = threading.Event()  # set once the server begins to stop
-        self.decoders: dict[int, threading.BoundedSemaphore] = {}
+        self.sharing = threading.Lock()
+        self.shared: tuple[Settings, Budget] | None = None  # made once, by the settings
         self.documents: dict[object, tuple[Spec, Settings, bytes]] = {}  # made once, by what they were made from
 
     def current_model(self) -> Served:
@@ -62,14 +61,21 @@ class App(flask.Flask):
             flask.g.served = self.registry.find(name)
         return cast(Served, flask.g.served)
 
-    @contextlib.contextmanager
-    def decoder(self) -> Iterator[None]:
-        """Wait for one of the few turns to decode. Raises Overdue where nobody waits for the answer any more."""
-        count = decode_threads(self.settings())
-        with self.decoders.setdefault(count, threading.BoundedSemaphore(count)):
-            if (ticket := TICKET.get()) and ticket.over:
-                raise Overdue
-            yield
+    @property
+    def budget(self) -> Budget:
+        """What the requests share, by the settings."""
+        settings = self.settings()
+        with self.sharing:
+            if not self.shared or self.shared[0] is not settings:
+                budget = Budget(
+                    request_memory(settings),
+                    decode_threads(settings),
+                    waiting(settings),
+                    settings.timeout,
+                    settings.max_megapixels,
+                )
+                self.shared = settings, budget
+            return self.shared[1]
 
 
 def current_app() -> App:
@@ -97,6 +103,41 @@ def decode_threads(settings: Settings) -> int:
     return settings.decode_threads or processors()
 
 
+def threads(settings: Settings) -> int:
+    """Return how many requests are worked on at once.
+
+    One batch that is computed and one that is decoded, and the large ones that wait for their turn or for memory. The
+    rest waits as it came, which takes less memory.
+    """
+    return 2 * settings.max_batch + decode_threads(settings) + 2 * waiting(settings)
+
+
+def waiting(settings: Settings) -> int:
+    """Return how many large requests wait for a turn to decode, and how many for memory, before others are refused."""
+    return min(settings.max_batch, 8)
+
+
+def bodies_limit(settings: Settings) -> int:
+    """Return how many bytes of bodies there may be that are not answered: a quarter of the memory for requests."""
+    return max(request_memory(settings) // 4, body_limit(settings), 2**20)
+
+
+def request_memory(settings: Settings) -> int:
+    """Return how many bytes of memory the requests have: what the model has left, by now, of all."""
+    return max(memory_limit(settings) - resident(), LEAST)
+
+
 def body_limit(settings: Settings) -> int:
     """Return the largest request body, in bytes."""
     return int(settings.max_upload_mb * 2**20)
+
+
+def memory_limit(settings: Settings) -> int:
+    """Return how many bytes of memory the server takes at most."""
+    return settings.memory * 2**20 or memory() // 2
+
+
+def charge(size: int) -> None:
+    """Have the request charged so many bytes more, until it is answered. Raises as Budget.charge()."""
+    held, flask.g.charged = flask.g.get("charged", 0), 0
+    flask.g.charged = current_app().budget.charge(held, size)

@@ -19,8 +19,9 @@ from keras_server.api.context import current_app, current_model, current_setting
 from keras_server.api.uploads import decode, read_uploads
 from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
-from keras_server.images import ImageError, open_image, seen, upright_size
+from keras_server.images import ImageError, Picture, seen, upright_size
 from keras_server.images import decode as decode_image
+from keras_server.models.served import Served
 from keras_server.models.spec import probabilities
 
 routes = flask.Blueprint("explanations", __name__)
@@ -36,22 +37,28 @@ def explain() -> ResponseReturnValue:
         flask.abort(422, f"{served.spec.name} answers with numbers, not with labels, so there is none to explain.")
     ((_, data),) = uploads
     try:
-        picture = decode(data)
-        (row,) = probabilities(served.predict(picture), served.spec)
-        labels = served.spec.names(len(row))
-        label = choose(row, labels, flask.request.args.get("label"))
-        heat = served.explainer.heat(picture, label)
-        image = open_image(data, current_settings().max_megapixels)
-        accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
-        if accepted == "image/png":
-            return flask.Response(
-                draw(image, heat, served.spec.target), content_type="image/png", headers={"Vary": "Accept"}
-            )
-        width, height = upright_size(image)
+        with current_app().budget.map_turn():
+            return explain_one(served, data)
     except ImageError as error:
         flask.abort(400, str(error))
     except Unexplainable as error:
         flask.abort(422, str(error))
+
+
+def explain_one(served: Served, data: bytes) -> ResponseReturnValue:
+    """Answer for one picture. Raises ImageError, Unexplainable, QueueFull or Overdue."""
+    prepared = decode(data)
+    (row,) = probabilities(served.predict(prepared), served.spec)
+    labels = served.spec.names(len(row))
+    label = choose(row, labels, flask.request.args.get("label"))
+    heat = served.explainer.heat(prepared, label)
+    picture = Picture(data, current_settings().max_megapixels)
+    accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
+    if accepted == "image/png":
+        return flask.Response(
+            draw(picture, heat, served.spec.target), content_type="image/png", headers={"Vary": "Accept"}
+        )
+    width, height = upright_size(picture.image())
     answer = {"success": True, "model": served.spec.name, "label": labels[label], "probability": float(row[label])}
     answer |= {"map": np.round(heat.astype(float), 6).tolist(), "width": width, "height": height}
     answer["seen"] = seen((width, height), served.spec.target, current_settings().crop)
@@ -75,14 +82,14 @@ def choose(row: np.ndarray, labels: Sequence[str], requested: str | None) -> int
     return int(requested)
 
 
-def draw(image: Image.Image, heat: np.ndarray, target: tuple[int, int]) -> bytes:
+def draw(encoded: Picture, heat: np.ndarray, target: tuple[int, int]) -> bytes:
     """Return the PNG of a picture under its map, for a model that takes pictures of the target's width and height.
 
-    Raises ImageError, or Overdue.
+    Raises ImageError, QueueFull or Overdue.
     """
     settings = current_settings()
-    with current_app().decoder():
-        picture = decode_image(image, SIDE, "RGB", settings.background)
+    with current_app().budget.turn(encoded.work(SIDE)):
+        picture = decode_image(encoded.image(), SIDE, "RGB", settings.background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
         picture = overlay(picture, heat, seen(picture.size, target, settings.crop))
     out = io.BytesIO()

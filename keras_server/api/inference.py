@@ -6,23 +6,25 @@ the outputs. In between, whatever the protocol, the rows join the queue in which
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 import flask
+import msgspec
 import numpy as np
 from werkzeug.routing import BaseConverter
 
 from keras_server import telemetry
 from keras_server.api.bodies import read_body
-from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.api.tensors import TensorError, short, typed
+from keras_server.api.context import current_model, current_settings
+from keras_server.api.parsing import read_object
+from keras_server.api.tensors import TensorError, short
 from keras_server.api.uploads import decode
 from keras_server.images import ImageError
 from keras_server.ticket import TICKET
 
+T = TypeVar("T", bound=msgspec.Struct)
 Arrays = dict[str, np.ndarray]  # by the name of the input
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the header that says where JSON ends and binary tensors begin
@@ -51,26 +53,15 @@ def check_version() -> Any:
     return None
 
 
-def read_request() -> tuple[dict[str, Any], memoryview]:
-    """Return the JSON object in the request's body, and the bytes that follow it."""
-
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"it has no {name}")
-
+def read_request(schema: type[T]) -> tuple[T, memoryview]:
+    """Return the fields of the JSON object in the request's body that a schema names, and the bytes that follow it."""
     current_model()  # or there is none yet
     body = read_body()
     length = flask.request.headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,12}", length) or int(length) > len(body):
         raise TensorError(f"{JSON_LENGTH} is the size of the JSON, of {len(body)} bytes in all: {short(length)} came.")
     end = int(length)
-    try:
-        with current_app().decoder():  # few at a time, for lists take many times the memory of their text
-            content = json.loads(body[:end], parse_constant=refuse_constant)
-    except RecursionError:
-        raise TensorError("The JSON is nested too deeply.") from None
-    except ValueError as error:
-        raise TensorError(f"The body is not JSON: {error}.") from None
-    return typed(content, dict, "The body"), memoryview(body)[end:]
+    return read_object(body[:end], schema), memoryview(body)[end:]
 
 
 def check_names(requested: Iterable[str]) -> None:

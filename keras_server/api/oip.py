@@ -10,10 +10,11 @@ import math
 from typing import Any, NamedTuple
 
 import flask
+import msgspec
 import numpy as np
 
 from keras_server import __version__
-from keras_server.api.context import current_model
+from keras_server.api.context import current_model, current_settings
 from keras_server.api.inference import (
     JSON_LENGTH,
     Arrays,
@@ -25,14 +26,18 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
+from keras_server.api.parsing import ABSENT, SMALL, Counts, is_list, kind_of, read_large, read_object, read_small
 from keras_server.api.tensors import (
     DATATYPES,
+    JSON_TYPES,
     TensorError,
     check_header,
     from_base64,
     from_lists,
     from_memory,
     join_elements,
+    lists_in,
+    mismatch,
     shape_of,
     short,
     split_elements,
@@ -43,6 +48,7 @@ from keras_server.api.tensors import (
 from keras_server.models.spec import Tensor, probabilities
 
 routes = protocol("oip")
+ITEMS = 16  # inputs or outputs that a request may name beside those of the model
 
 
 class RequestedOutput(NamedTuple):
@@ -53,76 +59,143 @@ class RequestedOutput(NamedTuple):
     binary: bool
 
 
-def parameters_of(item: dict[str, Any]) -> dict[str, Any]:
+class Parameters(msgspec.Struct):
+    """What is read of the parameters of a request, an input or an output."""
+
+    binary_data_size: Any = None
+    binary_data_output: Any = False
+    binary_data: Any = None
+    classification: Any = 0
+
+
+class Item(msgspec.Struct):
+    """What is read of an input, or of an output that is asked for."""
+
+    name: msgspec.Raw
+    shape: msgspec.Raw = ABSENT
+    datatype: msgspec.Raw = ABSENT
+    parameters: msgspec.Raw = ABSENT
+    data: msgspec.Raw = ABSENT
+
+
+class Request(msgspec.Struct):
+    """What is read of a request."""
+
+    id: msgspec.Raw = ABSENT
+    parameters: msgspec.Raw = ABSENT
+    inputs: msgspec.Raw = ABSENT
+    outputs: msgspec.Raw = ABSENT
+
+
+def parameters_of(item: Request | Item) -> Parameters:
     """Return the parameters of a request, an input or an output."""
-    parameters: dict[str, Any] = typed(item.get("parameters", {}), dict, "'parameters'")
-    return parameters
+    if item.parameters == ABSENT:
+        return Parameters()
+    read_small(item.parameters, {}, "'parameters'")
+    return read_object(bytes(item.parameters), Parameters, "'parameters'")
 
 
-def by_name(request: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
-    """Return a request's inputs or outputs, in their order."""
-    items: dict[str, dict[str, Any]] = {}
-    for item in typed(request.get(key, []), list, f"'{key}'"):
-        name = typed(typed(item, dict, f"Each of '{key}'").get("name"), str, f"The name of each of '{key}'")
+def by_name(raw: msgspec.Raw, key: str) -> dict[str, Item]:
+    """Return a request's inputs or outputs, in their order. Raises TensorError for an input that comes twice."""
+    items: dict[str, Item] = {}
+    repeated = False
+    for item in read_items(raw, key):
+        name = typed(read_small(item.name, None, "A name"), str, f"The name of each of '{key}'")
+        repeated = repeated or name in items
         items[name] = item
+    if repeated and key == "inputs":
+        check_names(items)  # which may be more to the point
+        raise TensorError("An input came twice.")
     return items
 
 
-def decode_v2(request: dict[str, Any], binary: memoryview) -> Arrays:
+def read_items(raw: msgspec.Raw, key: str) -> list[Item]:
+    """Return a request's inputs or outputs. Raises TensorError where it is no list of objects, or longer than any."""
+    if raw == ABSENT:
+        return []
+    if not is_list(raw):
+        raise TensorError(f"'{key}' has to be a list, and {kind_of(raw)} came.")
+    text, most = bytes(raw), ITEMS + len(current_model().spec.inputs) + len(current_model().spec.outputs)
+    if text.count(b'"name"') > most:
+        raise TensorError(f"'{key}' has more than {most} objects: send only those that the model has.")
+    try:
+        return msgspec.json.decode(text, type=list[Item])
+    except msgspec.ValidationError:
+        for each in msgspec.json.decode(text, type=list[msgspec.Raw]) if len(text) < SMALL else ():
+            if kind_of(each) != JSON_TYPES[dict]:
+                raise TensorError(f"Each of '{key}' has to be an object, and {kind_of(each)} came.") from None
+        raise TensorError(f"The name of each of '{key}' has to be text, and null came.") from None
+
+
+def decode_v2(request: Request, binary: memoryview) -> Arrays:
     """Return the arrays in a request; `binary` is what follows its JSON."""
     arrays: Arrays = {}
-    items = by_name(request, "inputs")
+    items = by_name(request.inputs, "inputs")
     check_names(items)
-    if len(items) < len(request["inputs"]):
-        raise TensorError("An input came twice.")
     tensors = {tensor.name: tensor for tensor in current_model().spec.inputs}
     for name, item in items.items():
-        data, size = item.get("data"), parameters_of(item).get("binary_data_size")
+        memory, size = None, parameters_of(item).binary_data_size
         if size is not None:
             size = whole(size, "'binary_data_size'")
             if size > len(binary):
                 raise TensorError(f"The input {name} has {size} bytes, and {len(binary)} follow: see {JSON_LENGTH}.")
-            data, binary = binary[:size], binary[size:]
-        arrays[name] = from_input(item, data, tensors[name])
+            memory, binary = binary[:size], binary[size:]
+        arrays[name] = from_input(item, memory, tensors[name])
     if binary:
         raise TensorError(f"{len(binary)} bytes are left after the last tensor: see 'binary_data_size'.")
     return arrays
 
 
-def from_input(item: dict[str, Any], data: Any, tensor: Tensor) -> np.ndarray:
-    """Return the array of one input, whose data are lists or bytes."""
-    shape = [whole(length, "Each of 'shape'") for length in typed(item.get("shape"), list, "'shape'")]
-    datatype = item.get("datatype")
+def from_input(item: Item, memory: memoryview | None, tensor: Tensor) -> np.ndarray:
+    """Return the array of one input, whose data are lists or memory."""
+    shape = [
+        whole(length, "Each of 'shape'") for length in typed(read_small(item.shape, None, "'shape'"), list, "'shape'")
+    ]
+    datatype = read_small(item.datatype, None, "'datatype'")
     if datatype == "BYTES" and current_model().spec.image:
-        if type(data) is memoryview:
-            files = [*split_elements(data)]
-        else:  # JSON has no bytes, so they come in base64
-            rows = typed(data, list, "'data'")
+        if memory is not None:
+            files = [*split_elements(memory)]
+        else:  # JSON has no bytes, so they come in base64; a data URI has a comma
+            most = current_settings().queue_size
+            rows = typed(
+                read_large(item.data, lambda counts: counts.values <= 2 * most and counts.lists <= most + 1, "'data'"),
+                list,
+                "'data'",
+            )
             files = [from_base64(row[0] if type(row) is list and len(row) == 1 else row) for row in rows]
         if not files or shape not in ([len(files)], [len(files), 1]):
             raise TensorError(f"The input {tensor.name} has shape {short(shape)}, and {len(files)} images came.")
         check_rows(len(files))
         return np.concatenate([from_image(file, number) for number, file in enumerate(files)])
     check_header(shape, datatype, tensor)
-    if type(data) is memoryview:
-        return from_memory(data, shape, tensor)
+    size = math.prod(shape)
+    if memory is not None:
+        return from_memory(memory, shape, tensor)
+    if item.data == ABSENT:
+        raise mismatch(tensor, "null came")
+    nested = (1, lists_in(shape))
+
+    def fits(counts: Counts) -> bool:
+        return tensor.dtype == "string" or (counts.values == size and counts.lists in nested and not counts.objects)
+
+    data = read_large(item.data, fits, "'data'")
     flat = type(data) is list and data and type(data[0]) is not list
-    return from_lists(data, [math.prod(shape)] if flat else shape, tensor).reshape(shape)
+    return from_lists(data, [size] if flat else shape, tensor).reshape(shape)
 
 
-def requested_outputs(request: dict[str, Any]) -> list[RequestedOutput]:
+def requested_outputs(request: Request) -> list[RequestedOutput]:
     """Return the outputs that a request asks for; without a word about them, all."""
     numbers = {tensor.name: number for number, tensor in enumerate(current_model().spec.outputs)}
-    binary = typed(parameters_of(request).get("binary_data_output", False), bool, "'binary_data_output'")
+    binary = typed(parameters_of(request).binary_data_output, bool, "'binary_data_output'")
     requested = []
-    for name, item in (by_name(request, "outputs") or {name: {} for name in numbers}).items():
+    for name, item in (by_name(request.outputs, "outputs") or {name: Item(ABSENT) for name in numbers}).items():
         if name not in numbers:
             raise TensorError(
                 f"There is no output {short(name)}: {current_model().spec.name} has {', '.join(numbers)}."
             )
         parameters = parameters_of(item)
-        classes = whole(parameters.get("classification", 0), "'classification'")
-        in_binary = typed(parameters.get("binary_data", binary), bool, "'binary_data'")
+        classes = whole(parameters.classification, "'classification'")
+        in_binary = binary if parameters.binary_data is None else typed(parameters.binary_data, bool, "'binary_data'")
         requested.append(RequestedOutput(numbers[name], classes, in_binary))
     return requested
 
@@ -140,7 +213,7 @@ def classify(output: np.ndarray, requested: RequestedOutput) -> np.ndarray:
     return np.array(spelled, object)
 
 
-def encode_v2(request: dict[str, Any], requested: list[RequestedOutput], outputs: list[np.ndarray]) -> Any:
+def encode_v2(request_id: str | None, requested: list[RequestedOutput], outputs: list[np.ndarray]) -> Any:
     """Return the answer: JSON, and after it the tensors that were asked for in binary."""
     items: list[dict[str, Any]] = []
     tail: list[bytes] = []
@@ -156,8 +229,8 @@ def encode_v2(request: dict[str, Any], requested: list[RequestedOutput], outputs
         else:
             item["data"] = to_lists(array.reshape(-1))
         items.append(item)
-    request_id = {"id": request["id"]} if "id" in request else {}
-    answer = {"model_name": current_model().spec.name, "model_version": "1", **request_id, "outputs": items}
+    named = {} if request_id is None else {"id": request_id}
+    answer = {"model_name": current_model().spec.name, "model_version": "1", **named, "outputs": items}
     if not tail:
         return answer
     head = flask.json.dumps(answer).encode()
@@ -168,10 +241,10 @@ def encode_v2(request: dict[str, Any], requested: list[RequestedOutput], outputs
 @routes.post("/v2/models/<segment:name>/versions/<segment:version>/infer")
 def v2_infer(**_: str) -> Any:
     """Compute the tensors of a request."""
-    request, binary = read_request()
-    typed(request.get("id", ""), str, "'id'")
+    request, binary = read_request(Request)
+    request_id = None if request.id == ABSENT else typed(read_small(request.id, "", "'id'"), str, "'id'")
     requested = requested_outputs(request)
-    return encode_v2(request, requested, compute(decode_v2(request, binary)))
+    return encode_v2(request_id, requested, compute(decode_v2(request, binary)))
 
 
 @routes.get("/v2", strict_slashes=False)

@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,19 @@ def whole(value: Any, what: str) -> int:
     """Return a value of JSON that has to be a natural number; 2.0 is one."""
     if type(value) not in (int, float) or value < 0 or value % 1:
         raise TensorError(f"{what} has to be a natural number, and {in_words(value)} came.")
+    if value >= 2**63:
+        raise TensorError(f"{what} has to be less than 2^63, and {in_words(value)} came.")
     return int(value)
 
 
 def shape_of(tensor: Tensor) -> list[int]:
     """Return the shape of an input or output with its batch, -1 where any length will do."""
     return [-1, *(-1 if length is None else length for length in tensor.shape)]
+
+
+def lists_in(shape: Sequence[int | None]) -> int:
+    """Return how many lists nest into the shape of one row, all of whose lengths are known."""
+    return sum(math.prod(length or 0 for length in shape[:depth]) for depth in range(len(shape)))
 
 
 def mismatch(tensor: Tensor, came: str) -> TensorError:

@@ -7,11 +7,13 @@ Taken from "RESTful API" of TensorFlow Serving (tensorflow.org/tfx/serving/api_r
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from keras_server.api.context import current_model
+from keras_server.api.context import current_model, current_settings
 from keras_server.api.inference import (
     Arrays,
     check_names,
@@ -22,7 +24,18 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.tensors import DATATYPES, TensorError, from_base64, from_lists, shape_of, short, to_lists, typed
+from keras_server.api.parsing import ABSENT, Counts, read_large, read_small
+from keras_server.api.tensors import (
+    DATATYPES,
+    TensorError,
+    from_base64,
+    from_lists,
+    lists_in,
+    shape_of,
+    short,
+    to_lists,
+    typed,
+)
 from keras_server.models.spec import Tensor
 
 routes = protocol("tfserving")
@@ -33,25 +46,51 @@ def is_encoded(row: Any) -> bool:
     return type(row) is dict and row.keys() == {"b64"}
 
 
-def decode_v1(request: dict[str, Any]) -> Arrays:
+class Request(msgspec.Struct):
+    """What is read of a request."""
+
+    signature_name: msgspec.Raw = ABSENT
+    instances: msgspec.Raw = ABSENT
+    inputs: msgspec.Raw = ABSENT
+
+
+def decode_v1(request: Request) -> Arrays:
     """Return the arrays in a request of rows ("instances") or of a column for each input ("inputs")."""
     tensors, name = {tensor.name: tensor for tensor in current_model().spec.inputs}, current_model().spec.name
-    if request.get("signature_name", "") not in ("", "serving_default"):
-        raise TensorError(f"There is no signature {short(request['signature_name'])}: {name} has serving_default.")
-    if ("instances" in request) == ("inputs" in request):
+    signature = read_small(request.signature_name, "", "'signature_name'")
+    if signature not in ("", "serving_default"):
+        raise TensorError(f"There is no signature {short(signature)}: {name} has serving_default.")
+    if (request.instances == ABSENT) == (request.inputs == ABSENT):
         raise TensorError("Send either 'instances', a list of rows, or 'inputs', a list of values for each input.")
-    if "inputs" in request:
-        columns = request["inputs"]
+    if request.instances == ABSENT:
+        columns = read_large(request.inputs, fits, "'inputs'")
         named = type(columns) is dict or len(tensors) > 1
         check_names(typed(columns, dict, "'inputs'") if named else tensors)
     else:
-        columns = rows = typed(request["instances"], list, "'instances'")
+        columns = rows = typed(read_large(request.instances, fits, "'instances'"), list, "'instances'")
         named = len(tensors) > 1 or any(type(row) is dict and not is_encoded(row) for row in rows)
         if named:
             for row in rows:
                 check_names(typed(row, dict, f"A row for {name}"))
             columns = {key: [row[key] for row in rows] for key in tensors}
     return {key: from_column(columns[key] if named else columns, tensor) for key, tensor in tensors.items()}
+
+
+def fits(counts: Counts) -> bool:
+    """Return whether rows for the model can have so many values and lists; encoded images count as one value each."""
+    rows, inputs = current_settings().queue_size, current_model().spec.inputs
+    if any(tensor.dtype == "string" or None in tensor.shape for tensor in inputs):
+        return True  # the charge is all that limits them
+    encoded = min(counts.objects, rows * len(inputs))
+    values = sum(math.prod(length or 0 for length in tensor.shape) for tensor in inputs)
+    lists = sum(lists_in(tensor.shape) for tensor in inputs)
+    least, most = (counts.values - encoded) // values, counts.values // values + 1  # rows
+    beside = 1 + len(inputs)
+    return (
+        least <= rows
+        and least * lists <= counts.lists <= most * lists + beside
+        and counts.objects <= 1 + rows * (1 + len(inputs))
+    )
 
 
 def from_column(column: Any, tensor: Tensor) -> np.ndarray:
@@ -83,8 +122,8 @@ def encode_v1(outputs: list[np.ndarray], by_row: bool) -> dict[str, Any]:
 @routes.post("/v1/models/<segment:name>/versions/<segment:version>:predict")
 def v1_predict(**_: str) -> Any:
     """Compute the rows of a request."""
-    request, _tail = read_request()
-    return encode_v1(compute(decode_v1(request)), "instances" in request)
+    request, _tail = read_request(Request)
+    return encode_v1(compute(decode_v1(request)), request.instances != ABSENT)
 
 
 @routes.get("/v1/models")

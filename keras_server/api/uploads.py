@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import quopri
 import re
 from typing import NamedTuple, NoReturn
 
 import flask
+import msgspec
 import numpy as np
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
@@ -15,9 +16,11 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 
 from keras_server import telemetry
 from keras_server.api.bodies import read_body
-from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.api.tensors import TensorError, from_base64, in_words
-from keras_server.images import begins_as_picture, open_image
+from keras_server.api.context import charge, current_app, current_model, current_settings
+from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text
+from keras_server.api.tensors import TensorError, from_base64
+from keras_server.images import Picture, begins_as_picture, least_side
+from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
@@ -29,7 +32,9 @@ JSON = re.compile(r"(application|text)/([^/]+\+)?json")
 FORM = re.compile(rb"(?i)--[^\r\n]{1,200}\r?\ncontent-disposition: *form-data")
 # Also as some clients misspell it: without the semicolon, or with spaces beside the equals sign.
 BOUNDARY = re.compile(r'(?i)\bboundary *= *"?([^";,]+)')
+PIXEL = 32  # bytes of a row for each, at most: four channels of float32, alone and in the batch of all
 MOST_PARTS = 1000  # of a form
+DIVIDED = 5  # nanoseconds for each byte of a form that is divided into its parts
 
 
 class Part(NamedTuple):
@@ -72,6 +77,7 @@ def read_uploads() -> list[tuple[str, bytes]]:
         flask.abort(400, f"There are {len(uploads)} images: send at most {settings.queue_size} at once.")
     if ticket := TICKET.get():
         ticket.images = len(uploads)
+    charge(len(uploads) * PIXEL * math.prod(spec.target))
     return uploads
 
 
@@ -138,6 +144,12 @@ def read_parts(data: bytes) -> list[Part]:
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
     if b"--" + boundary + b"--" not in data:
         flask.abort(400, "The form breaks off: its closing boundary is missing. Send it once more.")
+    with current_app().budget.turn(Work(0, DIVIDED * len(data) / 1e9, 0)):  # or the event loop waits for many threads
+        return divide(data, boundary)
+
+
+def divide(data: bytes, boundary: bytes) -> list[Part]:
+    """Return the parts of a form that has its boundaries. Aborts for too many."""
     decoder, parts = MultipartDecoder(boundary, max_parts=MOST_PARTS), list[Part]()
     decoder.receive_data(data)
     decoder.receive_data(None)
@@ -171,35 +183,46 @@ def part_of(head: Field | File, content: bytes) -> Part:
     return Part(head.name or "", getattr(head, "filename", "") or "", content)
 
 
+class Request(msgspec.Struct):
+    """What is read of a body of JSON."""
+
+    image: msgspec.Raw = ABSENT
+    images: msgspec.Raw = ABSENT
+
+
 def from_json(data: bytes) -> list[tuple[str, bytes]]:
     """Return the images of a JSON object, in base64 or as data URIs: "image", or a list of "images"."""
     asked = 'send {"image": BASE64}, or {"images": [BASE64, ...]}'
     try:
-        with current_app().decoder():  # few at a time, for objects take many times the memory of their text
-            content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = read_object(data, Request)
+    except TensorError as error:
         remedy = "it is a picture, so say image/jpeg there" if begins_as_picture(data) else asked
-        flask.abort(400, f"The body is not JSON, although its Content-Type says so: {remedy}.")
-    if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
-        flask.abort(400, f"The JSON has no image: {asked}.")
-    if {"image", "images"} <= content.keys():
+        flask.abort(400, f"{error} {remedy[0].upper()}{remedy[1:]}.")
+    if content.image != ABSENT and content.images != ABSENT:
         flask.abort(400, f"The JSON has both 'image' and 'images': {asked}.")
-    texts = content["images"] if "images" in content else [content["image"]]
-    if texts == []:
+    if content.image == content.images == ABSENT:
+        flask.abort(400, f"The JSON has no image: {asked}.")
+    if content.images == ABSENT:
+        return [("", from_base64(read_text(content.image, "An encoded image")))]
+    if not is_list(content.images):
+        flask.abort(400, f"'images' has to be a list, and {kind_of(content.images)} came: {asked}.")
+    most = current_settings().queue_size  # a data URI has a comma
+    texts = read_large(content.images, lambda counts: counts.values <= 2 * most and counts.lists == 1, "'images'")
+    if not texts:
         flask.abort(400, f"'images' has to be a list of one image or more: {asked}.")
-    if not isinstance(texts, list):
-        flask.abort(400, f"'images' has to be a list, and {in_words(texts)} came: {asked}.")
     return [("", from_base64(text)) for text in texts]
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decode and prepare one upload, in its turn: the row of a batch, as the model takes it.
 
-    Raises ImageError, or Overdue.
+    Raises ImageError, QueueFull or Overdue.
     """
-    app, spec = current_app(), current_model().spec
-    with app.decoder(), telemetry.DECODING.time():
-        prepared = app.prepare(open_image(data, app.settings().max_megapixels), spec.target)
+    app, spec, settings = current_app(), current_model().spec, current_settings()
+    picture = Picture(data, settings.max_megapixels)
+    side = least_side(spec.target, settings.interpolation)
+    with app.budget.turn(picture.work(side)), telemetry.DECODING.time():
+        prepared = app.prepare(picture.image(), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))
     return prepared.astype(spec.inputs[0].dtype, copy=False)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_server.explain.cam import Cam, Unexplainable
+from keras_server.machine import step_back
 from keras_server.models.batcher import Batcher
+from keras_server.models.engines import NICENESS
 from keras_server.models.spec import Spec
 
 
@@ -47,6 +49,7 @@ class Explainer:
         if not self.cam:
             if not self.explain:
                 raise Unexplainable(f"{self.spec.name} came from no file or architecture, so it cannot be explained.")
+            step_back(NICENESS)  # before Keras starts its threads, where it has to compute: they would go first
             self.cam = self.explain()
         heat = self.cam(inputs[0], int(inputs[1][0]))
         if not np.isfinite(heat).all():

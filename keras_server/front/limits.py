@@ -26,7 +26,6 @@ TRAILERS = 100  # fields
 
 # Numbers
 CONNECTIONS = 8192  # more wait in the kernel
-BODIES = 32  # of the largest size, that all connections together may have sent and not had answered
 PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
 PAGES = 66  # such requests at once
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait
@@ -38,6 +37,7 @@ class Limits:
 
     body: int  # bytes
     mebibytes: float  # likewise, as a person would say it
+    held: int  # bytes of all bodies that are not answered
     seconds: float  # from a request's arrival to its answer
     keep_alive: float  # seconds that a connection may be silent before and between requests
     requests: int  # that have arrived and are not answered

@@ -106,7 +106,7 @@ class Front:
     def make_room(self) -> None:
         """Where bodies take too much memory, give up the largest of those that are still being sent."""
         leaving = sum(connection.held for connection in self.bodies if connection.evicted)
-        if self.held - leaving > constants.BODIES * max(self.limits.body, 2**20):
+        if self.held - leaving > self.limits.held:
             largest = max(self.bodies, key=lambda connection: 0 if connection.evicted else connection.held)
             largest.evicted = True
             largest.hang_up()

@@ -6,7 +6,6 @@ with the batch as their first axis. As many threads may call it at a time as it 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -17,9 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from keras_server.machine import step_back
 from keras_server.models.tracing import import_keras, structures, trace
 
 log = logging.getLogger("keras_server")
+
+
+# Of the threads that compute: who reads, decodes and answers goes first. Else these wait for a processor, and some of
+# them hold Python's lock while they do: under overload /healthz then takes half a second in place of a tenth.
+NICENESS = 10
 
 
 class Engine(Protocol):
@@ -55,17 +60,6 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def step_back() -> None:
-    """Lower this thread's priority, and that of the threads it starts: who reads, decodes and answers goes first.
-
-    Else these wait for a processor, and some of them hold Python's lock while they do: under overload /healthz then
-    takes half a second in place of a tenth.
-    """
-    if sys.platform == "linux":  # elsewhere it would be the whole process's
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, 10)
-
-
 class OpenVINOEngine:
     """Runs a model on the CPU: a lone row with all threads, several batches at a time side by side on a part of them.
 
@@ -89,7 +83,9 @@ class OpenVINOEngine:
             return deque(compiled.create_infer_request() for _ in range(streams))
 
         self.lanes = min(threads, max_batch)
-        with ThreadPoolExecutor(1, initializer=step_back) as background:  # OpenVINO's threads inherit its priority
+        with ThreadPoolExecutor(
+            1, initializer=step_back, initargs=[NICENESS]
+        ) as background:  # OpenVINO's threads inherit its priority
             self.free = background.submit(requests, self.lanes).result()
             self.all_threads = background.submit(requests, 1).result()[0] if self.lanes > 1 else self.free[0]
 

@@ -351,7 +351,7 @@ FLAWS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "a picture that is called a form": (lambda dog: dog, FORM, "The body is a picture, and its Content-Type"),
     "likewise without a boundary": (lambda dog: dog, "multipart/form-data", "The body is a picture, and its Content-Type"),
     "curl -d @dog.jpg": (lambda dog: re.sub(rb"[\r\n]", b"", dog), "application/x-www-form-urlencoded", "-d takes out"),
-    "a list": (lambda dog: b"[]", "application/json", "The JSON has no image"),
+    "a list": (lambda dog: b"[]", "application/json", "The body has to be an object, and a list came. Send"),
     "a number": (lambda dog: b'{"image": 7}', "application/json", "has to be text, and 7 came"),
     "no images": (lambda dog: b'{"images": []}', "application/json", "has to be a list"),
     "not base64": (lambda dog: b'{"image": "%%%"}', "application/json", "not in base64"),

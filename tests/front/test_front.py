@@ -383,12 +383,12 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
 
 
 def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way() -> None:
-    with FakeServer("--max-upload-mb", "1", BODIES=4, SILENT_SECONDS=0.2) as fake:
+    with FakeServer("--memory", "1", SILENT_SECONDS=0.2) as fake:  # bodies have a quarter of 256 MiB at least
         hogs = []
         for _ in range(4):
-            hogs.append(fake.raw().send(PREDICT + b"Content-Length: 1048576\r\n\r\n" + bytes(1_000_000)))
-            wait_until(lambda: fake.tell()["held"] > len(hogs) * 900_000)
-        large = post(PIXEL + bytes(500_000))
+            hogs.append(fake.raw().send(PREDICT + b"Content-Length: 16000001\r\n\r\n" + bytes(16_000_000)))
+            wait_until(lambda: fake.tell()["held"] > len(hogs) * 15_900_000)
+        large = post(PIXEL + bytes(5_000_000))
         assert fake.ask(large).status == 200
         answers = [raw.answer() for raw in hogs if select.select([raw.socket], [], [], 0)[0]]
         assert [answer.status for answer in answers if answer] == [503]
@@ -414,14 +414,14 @@ def test_a_waiting_request_whose_client_leaves_is_not_computed(fake: FakeServer)
 def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves() -> None:
     with FakeServer("--max-batch", "1", "--decode-threads", "1", "--queue-size", "50", "--max-upload-mb", "2") as fake:
         waiting = fake.occupy(10)
-        assert fake.tell()["queued"] == 7  # of three threads
+        assert fake.tell()["queued"] == 5  # of five threads
         size = fake.tell("forget")["resident"]
         body = post(PIXEL + bytes(1_500_000))
         for _ in range(15):
             with fake.raw() as raw:
                 raw.send(body)
-                wait_until(lambda: fake.tell()["queued"] == 8)
-            fake.wait(queued=7)
+                wait_until(lambda: fake.tell()["queued"] == 6)
+            fake.wait(queued=5)
         assert fake.tell("forget")["resident"] - size < 10e6
         fake.tell("go")
         for raw in waiting:
@@ -591,7 +591,7 @@ def test_clients_that_hang_up_at_any_moment_leave_nothing_behind() -> None:
         assert fake.ask(post()).status == 200
         after = fake.wait(connections=0, queued=0, running=0, held=0)
         assert after["files"] == before["files"]
-        assert after["threads"] <= before["threads"] + 20  # those of the pool
+        assert after["threads"] <= before["threads"] + 36  # those of the pool
         assert "Traceback" not in fake.log
 
 

@@ -1,0 +1,117 @@
+"""JSON as requests bring it: what nobody reads becomes no object, and what becomes objects is counted before.
+
+msgspec checks the whole text, and makes objects only of the fields that a schema names; those of type Raw stay text
+until their turn comes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from keras_server.api.context import charge, current_app
+from keras_server.api.tensors import JSON_TYPES, TensorError
+from keras_server.pictures.work import Work
+
+T = TypeVar("T", bound=msgspec.Struct)
+ABSENT = msgspec.Raw(b"")
+SMALL = 65_536  # bytes of text that become objects uncounted
+CHECKED, MADE = 10, 40  # nanoseconds for each byte of a text that is checked, and that is made objects of
+# Bytes of memory that the objects of a text take, by what each has one of, from above: numbers and their places in a
+# list by commas, texts by quotes, two each.
+MEMORY = {b",": 40, b"[": 88, b"{": 240, b'"': 32}
+STARTS = {b"{": dict, b"[": list, b'"': str, b"t": bool, b"f": bool}
+CONSTANT = re.compile(rb"(?<![\w\"])(-?Infinity|NaN)(?![\w\"])")
+
+
+def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
+    """Return the fields of a JSON object that a schema names. Raises TensorError where it is none."""
+    try:
+        with current_app().budget.turn(Work(0, CHECKED * len(text) / 1e9, 0)):
+            return msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=schema)
+    except msgspec.ValidationError:
+        raise TensorError(f"{what} has to be an object, and {kind_of(msgspec.Raw(text.strip()))} came.") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(error, text) from None
+
+
+def malformed(error: Exception, text: bytes) -> TensorError:
+    """Return what is wrong with a text that is no JSON, or that no number can be taken from."""
+    if isinstance(error, RecursionError):
+        return TensorError("The JSON is nested too deeply.")
+    if isinstance(error, msgspec.ValidationError):
+        return TensorError("A number in the JSON is too large, or has too many digits.")
+    if constant := CONSTANT.search(text):
+        return TensorError(f"The body is not JSON: it has no {constant[1].decode()}.")
+    return TensorError(f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}.")
+
+
+def kind_of(raw: msgspec.Raw) -> str:
+    """Return in words what a text of JSON is: a number itself, else its type."""
+    text = bytes(raw)
+    if kind := STARTS.get(text[:1]):
+        return JSON_TYPES[kind]
+    return text[:80].decode("ascii", "replace")
+
+
+def read_text(raw: msgspec.Raw, what: str) -> str:
+    """Return a text of any length. Raises TensorError where it is none."""
+    if bytes(raw)[:1] != b'"':
+        raise TensorError(f"{what} has to be text, and {kind_of(raw)} came.")
+    return str(read(bytes(raw)))
+
+
+def is_list(raw: msgspec.Raw) -> bool:
+    """Return whether a text of JSON is a list."""
+    return bytes(raw)[:1] == b"["
+
+
+def read_small(raw: msgspec.Raw, default: Any, what: str) -> Any:
+    """Return the value of a field that no client makes long. Raises TensorError for one that is."""
+    if raw == ABSENT:
+        return default
+    if len(text := bytes(raw)) > SMALL:
+        raise TensorError(f"{what} is longer than {SMALL:,} bytes.")
+    return read(text)
+
+
+class Counts(NamedTuple):
+    """What a text of JSON has at most; texts that hold such marks are counted as what they look like."""
+
+    values: int
+    lists: int
+    objects: int
+
+    @classmethod
+    def of(cls, text: bytes) -> Counts:
+        """Count, without making anything of it."""
+        return cls(text.count(b",") + 1, text.count(b"["), text.count(b"{"))
+
+
+def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> Any:
+    """Return the value of a field, for whose objects the request is charged.
+
+    Raises TensorError where what it has does not fit, before anything is made of it, else as charge().
+    """
+    text = bytes(raw)
+    if len(text) <= SMALL:
+        return read(text)
+    if not fits(counts := Counts.of(text)):
+        raise TensorError(
+            f"{what} has {counts.values:,} values in {counts.lists:,} lists and {counts.objects:,} objects, which does "
+            "not fit the shapes that the model takes."
+        )
+    charge(sum(size * text.count(mark) for mark, size in MEMORY.items()))
+    with current_app().budget.turn(Work(0, MADE * len(text) / 1e9, 0)):
+        return read(text)
+
+
+def read(text: bytes) -> Any:
+    """Return the value of a text of JSON. Raises TensorError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise malformed(error, text) from None
