@@ -83,9 +83,8 @@ class OpenVINOEngine:
             return deque(compiled.create_infer_request() for _ in range(streams))
 
         self.lanes = min(threads, max_batch)
-        with ThreadPoolExecutor(
-            1, initializer=step_back, initargs=[NICENESS]
-        ) as background:  # OpenVINO's threads inherit its priority
+        # OpenVINO's threads inherit the priority of the one that compiles.
+        with ThreadPoolExecutor(1, initializer=lambda: step_back(NICENESS)) as background:
             self.free = background.submit(requests, self.lanes).result()
             self.all_threads = background.submit(requests, 1).result()[0] if self.lanes > 1 else self.free[0]
 
