@@ -76,3 +76,14 @@ def test_every_file_that_it_names_exists() -> None:
 def test_every_file_of_the_house_is_named() -> None:
     for path in ROOT.glob("*.py"):
         assert f"`{path.name}`" in README, path.name
+
+
+def test_each_promise_of_security_names_tests_that_are_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    promises = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise ")]
+    assert len(promises) > 10
+    for promise in promises:
+        named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", promise)
+        assert named, promise
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), test
