@@ -217,6 +217,8 @@ def load_saved_model(path: Path) -> Any:
     import_keras()
     import tensorflow as tf
 
+    with contextlib.suppress(ImportError):
+        import tf_keras  # noqa: F401 - which tells TensorFlow of the optimizers that Keras 2 saved beside its models
     try:
         saved = tf.saved_model.load(os.fspath(path))
     except Exception as error:  # noqa: BLE001 - as above
