@@ -5,7 +5,6 @@ To add one, add a field and its row in the README.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
@@ -17,78 +16,14 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
-from PIL import ImageColor
 
 from keras_server import __version__
+from keras_server.readers import Several, checksum, colour, number, one_of, origin, switch
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
 # What Kubernetes tells each container of a service that is called keras-server.
 KUBERNETES = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP)).*")
-
-
-def one_of(*words: str) -> Callable[[str], str]:
-    """Return a reader that takes one of `words` and nothing else."""
-
-    def read(text: str) -> str:
-        if text not in words:
-            raise click.BadParameter(f"{text!r} is none of {', '.join(words)}.")
-        return text
-
-    return read
-
-
-def number(kind: type[T], least: float, most: float) -> Callable[[str], T]:
-    """Return a reader of numbers of `kind`, int or float, from `least` to `most`; neither NaN nor infinite."""
-
-    def read(text: str) -> T:
-        with contextlib.suppress(ValueError, OverflowError):
-            if least <= float(value := kind(text)) <= most:  # type: ignore[call-arg, arg-type]
-                return value
-        whole = "whole " if kind is int else ""
-        raise click.BadParameter(f"{text[:40]!r} is not a {whole}number from {least:g} to {most:g}.")
-
-    return read
-
-
-def switch(text: str) -> bool:
-    """Read on, true, yes, 1 and their opposites."""
-    if text.lower() not in ("1", "on", "true", "yes", "0", "off", "false", "no"):
-        raise click.BadParameter(f"{text!r} is neither on nor off.")
-    return text.lower() in ("1", "on", "true", "yes")
-
-
-def colour(text: str) -> str:
-    """Read a colour, by its name in CSS or as #rrggbb."""
-    try:
-        ImageColor.getrgb(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no colour, such as white or #e0e0e0.") from None
-    return text
-
-
-def origin(text: str) -> str:
-    """Read an origin as browsers write it (RFC 6454), such as https://example.org; or *, or null."""
-    scheme, _, host = text.strip().lower().removesuffix("/").partition("://")
-    if not host:
-        if scheme in ("*", "null"):
-            return scheme
-    elif re.fullmatch("[a-z][a-z0-9+.-]*", scheme) and re.fullmatch(r"[^\s/?#@,\\]+", host) and host.isascii():
-        return f"{scheme}://" + host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
-    raise click.BadParameter(f"{text!r} is no origin as browsers send it, such as https://example.org, nor * or null.")
-
-
-class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4
-    """What may be repeated on the command line, and stand with commas in the environment."""
-
-    envvar_list_splitter = ","
-
-
-def checksum(text: str) -> str:
-    """Read a SHA-256, as sha256sum prints it."""
-    if not re.fullmatch(r"(?i)[0-9a-f]{64}|", text):
-        raise click.BadParameter(f"{text[:80]!r} is no SHA-256, which has 64 digits from 0 to f.")
-    return text.lower()
 
 
 def setting(
@@ -262,7 +197,7 @@ def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda par
     """
     command = click.Command(
         "keras-server",
-        params=[*(row.parameter() for row in SETTINGS), version_option()],
+        params=[*(row.parameter() for row in SETTINGS), version_option(), no_arguments()],
         help="Serve a Keras model as a REST API: POST an image to /predict, get its labels as JSON.",
         epilog="Each option may stand in the environment instead: --port 8000 is KERAS_SERVER_PORT=8000.",
         context_settings={"max_content_width": 120},
@@ -314,6 +249,16 @@ def version_option() -> click.Option:
 
     return click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=show,
                         help="Show the version and exit.")  # fmt: skip
+
+
+def no_arguments() -> click.Argument:
+    """Return what refuses words that belong to no option, as a model's name alone."""
+
+    def refuse(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
+        if words:
+            raise click.UsageError(f"{words[0]!r} belongs to no option: a model is named with --model.", context)
+
+    return click.Argument(["words"], nargs=-1, expose_value=False, callback=refuse, metavar="")
 
 
 def spelling(error: click.UsageError, beside: str) -> str:

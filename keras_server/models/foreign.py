@@ -63,7 +63,9 @@ def read(path: Path) -> Any:
     except Exception as error:  # noqa: BLE001 - as above
         if missing := re.search(r"external data.*data_full_path: ([^,]+)", str(error), re.DOTALL):
             raise StartupError(f"{path} keeps its weights in {missing[1]}, which cannot be read.") from None
-        raise StartupError(f"{path} cannot be read by OpenVINO: {reason_of(error)}") from None
+        # A link that was made for it stands for the path that begins the sentence.
+        reason = re.sub(r" in file: .*", "", reason_of(error))
+        raise StartupError(f"{path} cannot be read by OpenVINO: {reason}.") from None
 
 
 def describe(model: Any, name: str, path: Path) -> Spec:

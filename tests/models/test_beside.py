@@ -11,8 +11,8 @@ import requests
 from conftest import DOG, Process
 
 from keras_server.models.beside import ROWS, beside, locate
-from keras_server.models.export import write_export
-from keras_server.models.source import BUNDLED
+from keras_server.models.export import Cache, write_export
+from keras_server.models.source import BUNDLED, Source
 from keras_server.models.spec import Spec
 from keras_server.settings import Beside, Settings, read_settings
 
@@ -185,6 +185,14 @@ def test_options_that_an_export_was_made_with(tmp_path: Path) -> None:
     assert (found.preprocess, found.background) == ("tf", "red")
     Path("out/about.json").write_text("{}")
     assert read("--model", "out") == Settings(model="out")
+
+
+def test_a_copy_of_the_bundled_model_has_an_export_of_its_own() -> None:
+    """In it no classes are named, as in any file."""
+    Path(BUNDLED.name).symlink_to(BUNDLED)
+    ours, bundled = (Cache.of(Source(model), "cache", "").entry for model in (f"./{BUNDLED.name}", "bundled"))
+    assert ours != bundled
+    assert ours.name[:18] == bundled.name[:18] == "efficientnet_lite0"
 
 
 def test_a_server_takes_them(start: Callable[..., Process]) -> None:

@@ -88,17 +88,17 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(name: str) -> None:
 
 OTHER_FILES: dict[str, tuple[str, bytes]] = {
     "but empty": ("m.keras", b""),
-    "neither a zip archive nor HDF5": ("m.keras", b"hello"),
+    "neither a zip archive nor HDF5": ("m.keras", b"\xf0hello"),
     "cut off or damaged": ("m.keras", (DATA / "silu.keras").read_bytes()[:-300]),
-    "a model of TensorFlow Lite": ("m.keras", b"\x1c\0\0\0TFL3" + bytes(50)),
-    "a model of ONNX": ("m.onnx", b"\x08\x07"),
+    "m.keras cannot be read by OpenVINO: TFLite model has no subgraphs": ("m.keras", b"\x1c\0\0\0TFL3" + bytes(50)),
+    "a damaged model of ONNX": ("m.onnx", b"\x08\x07"),
     "a frozen graph": ("m.pb", b"\n\x10"),
     "a pickle": ("m.keras", b"\x80\x04\x95"),
     "Bad CRC-32": (
         "m.keras",
         (lambda d: d[:2000] + bytes([d[2000] ^ 255]) + d[2001:])((DATA / "silu.keras").read_bytes()),
     ),
-    "truncated file": ("m.h5", (DATA / "agegender.h5").read_bytes()[:5000]),
+    "is cut off": ("m.h5", (DATA / "agegender.h5").read_bytes()[:5000]),
 }
 
 
@@ -115,7 +115,7 @@ def test_folders_without_a_model_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "checkpoint").write_text("model_checkpoint_path: x")
-    for name, words in (("empty", "without saved_model.pb"), ("weights", "only weights")):
+    for name, words in (("empty", "an empty folder"), ("weights", "only weights")):
         with pytest.raises(StartupError, match=words):
             open_file(tmp_path / name)
 

@@ -67,6 +67,12 @@ def test_a_model_that_is_only_sure_is_not_suspected(serve: Callable[..., Served]
         def predict(self, batch: np.ndarray) -> np.ndarray:
             return super().predict(batch) + np.array([[30, 0]])
 
+    class Unsure(Bright):
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            scores = super().predict(batch)
+            return scores.clip(scores.min(axis=1, keepdims=True), scores.min(axis=1, keepdims=True) + 6)
+
+    assert not suspicion(serve(Unsure(1), "none"), Settings())
     assert not suspicion(serve(Sure(1 / 255), "none"), Settings())
     assert not suspicion(serve(Bright(1 / 255), "none"), Settings())
 
