@@ -69,6 +69,26 @@ def test_what_pillow_need_not_see_of_a_jpeg_it_does_not_see() -> None:
     assert picture.opened.getexif()[0x0112] == 6
 
 
+def test_a_webp_is_opened_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow takes memory for the whole picture as soon as it opens one; of each kind the size is known before."""
+    image = Image.new("RGB", (5000, 321))
+    kinds = [
+        encode(image, "WEBP"),
+        encode(image, "WEBP", lossless=True),
+        encode(image, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"),
+    ]
+    assert [data[12:16] for data in kinds] == [b"VP8 ", b"VP8L", b"VP8X"]
+    assert all(open_image(data, 50).size == image.size for data in kinds)
+    monkeypatch.setattr(Image, "open", None)
+    for data in kinds:
+        assert Picture(data, 50).work(448).pixels == 5000 * 321
+        with pytest.raises(ImageError, match="5000 x 321 pixels, more than the 1 million"):
+            Picture(data, 1)
+    for data in (kinds[0][:25], kinds[0].replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b")):
+        with pytest.raises(ImageError, match="damaged or cut off"):
+            Picture(data, 50)
+
+
 def test_long_exif_turns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, preprocess="none")
     exif = Image.Exif()
