@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from keras_server import tiff
 from keras_server.pictures.ifd import is_modest
 from keras_server.pictures.limits import ImageError as ImageError  # what the functions here raise
-from keras_server.pictures.parts import RUN_LENGTHS, Jpeg, check_parts, read_jpeg
+from keras_server.pictures.parts import RUN_LENGTHS, WEBP, Jpeg, check_parts, read_jpeg, webp_size
 from keras_server.pictures.work import Work, estimate, estimate_jpeg
 
 FORMATS = {  # what is read: as Pillow calls it, and as people do
@@ -84,19 +85,22 @@ class Picture:
         self.jpeg = read_jpeg(data) if data.startswith(b"\xff\xd8") else None
         self.tiff = tiff.Tiff(data) if tiff.is_tiff(data) else None
         check_parts(data)
-        self.opened = self.open()
+        self.webp = webp_size(data) if WEBP.match(data) else None  # which is opened in its turn
+        self.opened = None if WEBP.match(data) else self.open()
         kind = other_kind(data) or (self.jpeg and self.jpeg.bits > 8 and f"a JPEG of {self.jpeg.bits} bits a channel")
         if self.tiff and self.tiff.is_raw():
             kind = "a raw photograph"
         if kind and (self.opened is None or self.tiff):
             raise ImageError(f"This is {kind}, which is not read: send it as a JPEG or PNG.")
-        if self.opened is None and not (self.tiff and self.tiff.first):
+        size = self.opened.size if self.opened else self.tiff.size if self.tiff and self.tiff.first else self.webp
+        if size is None:
             if self.tiff or BEGINNINGS.match(data):
                 raise ImageError(CUT)
             raise ImageError(f"This is not an image that the server reads, which are {NAMES}.")
         if self.tiff:
             self.tiff.check(max_megapixels)
-        check_size(*(self.opened.size if self.opened else self.tiff.size if self.tiff else (0, 0)), max_megapixels)
+        check_size(*size, max_megapixels)
+        self.pixels = max(math.prod(size), self.tiff.pixels if self.tiff else 0)
         # A JPEG has a bit at least for each 8 x 8 pixels, unless it is coded arithmetically; what is missing of them
         # Pillow would paint grey.
         if self.jpeg and self.jpeg.width * self.jpeg.height > 64 * 8 * len(data) and not self.jpeg.arithmetic:
@@ -119,19 +123,20 @@ class Picture:
         """Return what it takes to decode it to at least `side` pixels a side."""
         if self.tiff and self.deep:
             return self.tiff.work()
-        assert self.opened is not None
         if self.jpeg:
             return estimate_jpeg(self.jpeg, len(self.data), side, whole=not lacks_end(self.data))
-        pixels = max(self.opened.width * self.opened.height, self.tiff.pixels if self.tiff else 0)
+        if not self.opened:
+            return estimate("WEBP", self.pixels, len(self.data))
         runs = self.opened.format == "BMP" and self.opened.info.get("compression") in RUN_LENGTHS
-        return estimate("BMP in runs" if runs else self.opened.format or "", pixels, len(self.data))
+        return estimate("BMP in runs" if runs else self.opened.format or "", self.pixels, len(self.data))
 
     def image(self) -> Image.Image:
         """Return it for decoding, which has begun where there is no other way. Raises ImageError."""
         if self.tiff and self.deep:
             return open_deep(self.data, self.opened)
-        image = self.opened
-        assert image is not None
+        image = self.opened or self.open()
+        if image is None:
+            raise ImageError(CUT)
         if self.jpeg and lacks_end(self.data):
             return with_end(self.jpeg)
         if image.format == "PNG":

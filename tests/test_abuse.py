@@ -1,17 +1,13 @@
 """What strangers could make the server spend: work that ends, memory that is bounded, small requests first."""
 
-import gzip
 import io
-import json
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 from bombs import NOISE, WORK, inserted, scans, segment, strips, webp
 from conftest import encode, serve_with
 from fakes import wait_until
@@ -67,6 +63,26 @@ def test_what_pillow_need_not_see_of_a_jpeg_it_does_not_see() -> None:
     assert picture.opened
     assert picture.opened.info["icc_profile"] == b"p" * 200
     assert picture.opened.getexif()[0x0112] == 6
+
+
+def test_a_webp_is_opened_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow takes memory for the whole picture as soon as it opens one; of each kind the size is known before."""
+    image = Image.new("RGB", (5000, 321))
+    kinds = [
+        encode(image, "WEBP"),
+        encode(image, "WEBP", lossless=True),
+        encode(image, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"),
+    ]
+    assert [data[12:16] for data in kinds] == [b"VP8 ", b"VP8L", b"VP8X"]
+    assert all(open_image(data, 50).size == image.size for data in kinds)
+    monkeypatch.setattr(Image, "open", None)
+    for data in kinds:
+        assert Picture(data, 50).work(448).pixels == 5000 * 321
+        with pytest.raises(ImageError, match="5000 x 321 pixels, more than the 1 million"):
+            Picture(data, 1)
+    for data in (kinds[0][:25], kinds[0].replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b")):
+        with pytest.raises(ImageError, match="damaged or cut off"):
+            Picture(data, 50)
 
 
 def test_long_exif_turns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,113 +299,41 @@ def test_a_picture_that_takes_more_memory_than_there_is(client: FlaskClient, set
     assert "It takes 981 MiB to decode the image, more than the 96 MiB" in answer.json["error"]
 
 
-# JSON
-
-
-@pytest.fixture
-def tabular(monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
-    return tiny_models.serve(monkeypatch, "tabular")
-
-
-ROW = '{"instances": [{"age": [30], "sizes": [1, 2, 3]}]'
-
-
-def peak_of(client: FlaskClient, path: str, body: bytes, **headers: str) -> tuple[int, int, str]:
-    """Return the status, the most bytes that Python's objects took meanwhile, and the sentence."""
-    tracemalloc.start()
-    try:
-        answer = client.post(path, data=body, headers=headers, content_type="application/json")
-        return answer.status_code, tracemalloc.get_traced_memory()[1], (answer.json or {}).get("error", "")
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("fill", ['{"":{}},', "[],", '"",', "0.5,"])
-def test_what_nobody_reads_becomes_no_object(tabular: FlaskClient, fill: str) -> None:
-    text = (ROW + ', "x": [' + fill * (2**22 // len(fill)) + "0]}").encode()
-    packed = gzip.compress(text)
-    headers = {"Content-Encoding": "gzip"}
-    status, peak, _ = peak_of(tabular, "/v1/models/tabular:predict", packed, **headers)
-    assert status == 200
-    assert peak < 4 * len(text)
-
-
-@pytest.mark.parametrize("fill", ["{},", "[],", "0,", '"",', "[[1]],"])
 @pytest.mark.parametrize(
-    ("path", "start", "end"),
+    ("files", "expected"),
     [
-        ("/v1/models/tabular:predict", '{"instances": [', "0]}"),
-        ("/v1/models/tabular:predict", '{"inputs": {"sizes": [[1, 2, 3]], "age": [', "0]}}"),
-        ("/v2/models/tabular/infer", '{"inputs": [{"name": "age", "datatype": "FP32", "shape": [1, 1], "data": [',
-         '0]}, {"name": "sizes", "datatype": "FP32", "shape": [1, 3], "data": [[1, 2, 3]]}]}'),
-        ("/v2/models/tabular/infer", '{"inputs": [', "0]}"),
-        ("/v2/models/tabular/infer", '{"outputs": [{"name": "price"}], "parameters": {"x": [', "0]}}"),
-        ("/v2/models/tabular/infer", '{"inputs": [{"name": "age", "shape": [', "0]}]}"),
+        ({"/sys/fs/cgroup/pod/box/memory.max": "max", "/sys/fs/cgroup/pod/memory.max": "1000"}, 1000),
+        ({"/sys/fs/cgroup/pod/box/memory.max": "500", "/sys/fs/cgroup/pod/memory.max": "1000"}, 500),
+        ({"/sys/fs/cgroup/memory.max": "nonsense"}, 4096 * 2000),
+        ({}, 4096 * 2000),
     ],
-)  # fmt: skip
-def test_counts_are_compared_before_anything_is_listed(
-    tabular: FlaskClient, path: str, start: str, end: str, fill: str
-) -> None:
-    text = (start + fill * (2**22 // len(fill)) + end).encode()
-    status, peak, sentence = peak_of(tabular, path, text)
-    assert status == 400
-    assert sentence
-    assert peak < 4 * len(text)
+)
+def test_a_container_s_memory_counts(files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of what it and those around it may have, and of what the machine has."""
+
+    def read_text(path: machine.Path, *_: object) -> str:
+        if str(path) == "/proc/self/cgroup":
+            return "0::/pod/box\n"
+        if str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)]
+
+    monkeypatch.setattr(machine.Path, "read_text", read_text)
+    monkeypatch.setattr(machine.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2000}.__getitem__)
+    assert machine.memory() == expected
 
 
-@pytest.mark.parametrize("fill", ["{},", "[],", "0,", '"",'])
-def test_counts_of_images_are_compared_before_anything_is_listed(client: FlaskClient, fill: str) -> None:
-    for start, end in ('{"images": [', "0]}"), ('{"image": [', "0]}"):
-        text = (start + fill * (2**22 // len(fill)) + end).encode()
-        status, peak, sentence = peak_of(client, "/predict", text)
-        assert status == 400
-        assert sentence
-        assert peak < 4 * len(text)
-
-
-def test_many_rows_that_fit_are_computed(tabular: FlaskClient) -> None:
-    """More text than is made objects of uncounted."""
-    rows = [{"age": [n + 1e-9], "sizes": [n / 3e9, *[1.000000000000001e-300] * 2]} for n in range(128)]
-    text = json.dumps({"instances": rows}, indent=120).encode()
-    assert len(text) > 65_536
-    answer = tabular.post("/v1/models/tabular:predict", data=text).json
-    assert answer
-    price, _ = tiny_models.predict("tabular", [row["age"] for row in rows], [row["sizes"] for row in rows])
-    assert np.allclose([row["price"] for row in answer["predictions"]], price, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("digits", [19, 400, 4299, 4300, 4301, 100_000])
-def test_numbers_of_any_length_are_answered(tabular: FlaskClient, digits: int) -> None:
-    number = b"9" * digits
-    v2 = b'{"inputs": [{"name": "age", "datatype": "FP32", "shape": [%b], "data": [%b]}]}'
-    for path, body in (
-        ("/v2/models/tabular/infer", v2 % (number + b", 1", b"1")),
-        ("/v2/models/tabular/infer", v2 % (b"1, 1", number)),
-        ("/v2/models/tabular/infer", b'{"id": %b}' % number),
-        ("/v1/models/tabular:predict", ROW.replace("30", number.decode()).encode() + b"}"),
-        ("/v1/models/tabular:predict", b'{"instances": %b}' % number),
-        ("/predict", b'{"image": %b}' % number),
-    ):
-        answer = tabular.post(path, data=body, content_type="application/json")
-        assert answer.status_code in (200, 400), (path, answer.json)
-        assert len(answer.data) < 1000
-
-
-def test_deep_nesting_is_answered(tabular: FlaskClient) -> None:
-    for depth in (500, 5000, 1_000_000):
-        for text in (b"[" * depth, b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
-            for path in ("/v1/models/tabular:predict", "/v2/models/tabular/infer"):
-                for field in (b"inputs", b"x", b"instances", b"id"):
-                    answer = tabular.post(path, data=b'{"%b": %b}' % (field, text))
-                    assert answer.status_code == 400, answer.json
-
-
-def test_deep_nesting_of_images_is_answered(client: FlaskClient) -> None:
-    for text in (b"[" * 1_000_000, b"[" * 5000 + b"]" * 5000, b'{"a":' * 5000 + b"1" + b"}" * 5000):
-        for field in (b"image", b"images", b"x"):
-            answer = client.post("/predict", data=b'{"%b": %b}' % (field, text), content_type="application/json")
-            assert answer.status_code == 400, answer.json
-
-
-def test_json_with_a_byte_order_mark_is_read(tabular: FlaskClient) -> None:
-    assert tabular.post("/v1/models/tabular:predict", data=b"\xef\xbb\xbf" + ROW.encode() + b"}").status_code == 200
+def test_what_explains_is_no_small_request(ticket: Ticket) -> None:
+    """Else each heat map would make the next one wait."""
+    budget = Budget(800 * MIB, 2, 4, 60, 50)
+    with budget.map_turn():
+        with budget.turn(Work(1, 100, 0)):  # among the large
+            pass
+        ticket.seconds = 0
+        with budget.turn(Work(1, 0, 0)):
+            pass
+    assert budget.light.taken == 0
+    assert budget.maps.free[0] <= time.monotonic()
+    with budget.turn(Work(1, 0, 0)):
+        pass
+    assert budget.light.taken == 1

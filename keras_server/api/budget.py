@@ -68,15 +68,16 @@ class Turns:
             self.left -= work.bytes
             self.taken += not (ticket and ticket.large)
         since, before = time.monotonic(), self.first.taken if self.first else 0
-        if ticket and self.first:
-            ticket.large = True
+        outer = ticket.large if ticket else False
+        if ticket:
+            ticket.large = outer or self.first is not None
         try:
             if ticket and ticket.over:
                 raise Overdue
             yield
         finally:
-            if ticket and self.first:
-                ticket.large = False
+            if ticket:
+                ticket.large = outer
             now = time.monotonic()
             with self.changed:
                 heapq.heappush(self.free, now + (now - since if self.first and self.first.taken > before else 0))

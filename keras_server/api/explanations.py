@@ -16,7 +16,7 @@ from flask.typing import ResponseReturnValue
 from PIL import Image
 
 from keras_server.api.context import current_app, current_model, current_settings
-from keras_server.api.uploads import decode, read_uploads
+from keras_server.api.uploads import decode, look, read_uploads
 from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
 from keras_server.images import ImageError, Picture, seen, upright_size
@@ -52,7 +52,7 @@ def explain_one(served: Served, data: bytes) -> ResponseReturnValue:
     labels = served.spec.names(len(row))
     label = choose(row, labels, flask.request.args.get("label"))
     heat = served.explainer.heat(prepared, label)
-    picture = Picture(data, current_settings().max_megapixels)
+    picture = look(data)
     accepted = flask.request.accept_mimetypes.best_match(["image/png", "application/json"], "image/png")
     if accepted == "image/png":
         return flask.Response(

@@ -44,7 +44,7 @@ def malformed(error: Exception, text: bytes) -> TensorError:
         return TensorError("The JSON is nested too deeply.")
     if isinstance(error, msgspec.ValidationError):
         return TensorError("A number in the JSON is too large, or has too many digits.")
-    if constant := CONSTANT.search(text):
+    if (b"NaN" in text or b"Infinity" in text) and (constant := CONSTANT.search(text)):
         return TensorError(f"The body is not JSON: it has no {constant[1].decode()}.")
     return TensorError(f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}.")
 

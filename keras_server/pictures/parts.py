@@ -15,6 +15,7 @@ from keras_server.pictures.limits import refuse
 MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # of a JPEG, before a segment with a length or the end
 FILL = b"\xff" * 1024  # bytes that may stand before any marker, and that a search goes through one by one
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the markers of frames
+WEBP = re.compile(rb"RIFF....WEBP", re.DOTALL)
 RUN_LENGTHS = (1, 2)  # compressions of a BMP, BI_RLE8 and BI_RLE4
 SCAN, END = 0xDA, 0xD9
 # What Pillow looks into of the segments that say nothing of the pixels: the first of each.
@@ -153,6 +154,24 @@ def check_webp(data: bytes) -> None:
         at += 8 + size + size % 2
 
 
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a WebP by its first chunk (RFC 9649), None where that is damaged.
+
+    Pillow's decoder takes memory for the whole picture as soon as it is opened.
+    """
+    kind, content = data[12:16], data[20:30]
+    if len(content) < 10:
+        return None
+    if kind == b"VP8X":
+        return int.from_bytes(content[4:7], "little") + 1, int.from_bytes(content[7:10], "little") + 1
+    if kind == b"VP8L" and content[0] == 0x2F:
+        bits = int.from_bytes(content[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and content[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(content[6:8], "little") & 0x3FFF, int.from_bytes(content[8:10], "little") & 0x3FFF
+    return None
+
+
 def check_gif(data: bytes) -> None:
     """Raise ImageError for a GIF of too many blocks before its first frame."""
     at = 13 + (3 * 2 ** ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 128 else 0)
@@ -181,7 +200,7 @@ def check_bmp(data: bytes) -> None:
 
 CHECKS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), check_png),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), check_webp),
+    (WEBP, check_webp),
     (re.compile(rb"GIF8[79]a"), check_gif),
     (re.compile(rb"BM"), check_bmp),
 )
