@@ -328,6 +328,19 @@ def test_a_server_that_is_restarted_is_waited_for(
     assert capsys.readouterr().err.count("Waiting up to 120 s for the server: ") == 1
 
 
+def test_ctrl_c_ends_the_waiting(server: Server, photos: Path, tmp_path: Path) -> None:
+    server.answer = lambda request: see_text(request) if len(server.requests) < 3 else None
+    with process(photos, "--output", tmp_path / "out.csv", "--url", server.base, "--workers", 1) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline().startswith("Waiting up to 120 s for the server: ")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130
+    assert "1  without an answer: " in out
+    assert err.endswith("10 are left: give the same command with --resume.\n")
+    assert len(names_in(tmp_path / "out.csv")) == 2
+
+
 def test_a_server_that_never_was_there_is_not_waited_for(
     nobody: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
