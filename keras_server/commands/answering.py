@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 
@@ -14,8 +16,10 @@ from keras_server.api.context import decode_threads
 from keras_server.api.uploads import decode
 from keras_server.images import ImageError
 from keras_server.models.errors import StartupError
-from simple_request import Answer, PredictionError, ask
+from simple_request import Answer, PredictionError, ask, foreign_answer, post
 
+T = TypeVar("T")
+EXPLAIN_SECONDS = 120.0  # for a heat map; before the first one the server loads what it needs
 PATIENCE = 120.0  # seconds in which a server that has answered before may be away: a restart
 
 
@@ -41,14 +45,28 @@ class ServerAnswering:
         self.met = self.away = False
         self.given_up = threading.Event()
 
-    def answer(self, photo: bytes) -> Answer:
-        """Ask, and ask again. Raises PredictionError."""
+    @property
+    def session(self) -> requests.Session:
+        """The connections of this thread."""
         if not hasattr(self.local, "session"):
             self.local.session = requests.Session()
+        session: requests.Session = self.local.session
+        return session
+
+    def answer(self, photo: bytes) -> Answer:
+        """Ask, and ask again. Raises PredictionError."""
+        return self.patiently(lambda: ask(photo, self.url, session=self.session, **self.options))
+
+    def explain(self, photo: bytes) -> bytes:
+        """Return a PNG of a photo under the heat map of its first label. Raises PredictionError."""
+        return self.patiently(lambda: explanation(self.session, self.url, self.options["api_key"], photo))
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """Do what asks the server, again while it is away. Raises PredictionError."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                answer = ask(photo, self.url, session=self.local.session, **self.options)
+                answer = do()
             except PredictionError as error:
                 if not error.passing or not self.met or time.monotonic() > end or self.given_up.wait(1):
                     raise
@@ -62,6 +80,22 @@ class ServerAnswering:
     def give_up(self) -> None:
         """Ask no photo's labels a second time."""
         self.given_up.set()
+
+
+def explanation(session: requests.Session, url: str, api_key: str, photo: bytes) -> bytes:
+    """Return what a server's /explain answers for a photo: a PNG. Raises PredictionError."""
+    parts = urlsplit(url)
+    url = parts._replace(path=parts.path.removesuffix("predict") + "explain").geturl()
+    response = post(session, url, api_key, timeout=EXPLAIN_SECONDS, files={"image": photo})
+    if response.ok and response.content.startswith(b"\x89PNG"):
+        return response.content
+    status = response.status_code
+    flaw = f"{url} answered 200 with something that is no heat map. Is it the Keras server?"
+    sentence = flaw if response.ok else foreign_answer(url, status, is_json=False)
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        sentence = str(response.json()["error"])
+    # 422: the model cannot be explained, whatever the photo
+    raise PredictionError(sentence, status, for_all=status == 422, passing=status in (502, 503, 504))
 
 
 class ModelAnswering:

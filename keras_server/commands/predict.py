@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -61,6 +62,8 @@ def command() -> click.Command:
                      "less probable; the others go into FILE.sure.jsonl, so that --resume knows them"),
         click.Option(["--sheet"], type=Path, metavar="HTML", help="also make one page of thumbnails, by label"),
         click.Option(["--url"], type=server_url, metavar="URL", help="ask this server; else the model is loaded here"),
+        click.Option(["--explain"], metavar="FOLDER", help="with --url: also save in this folder where each photo "
+                     "speaks for its first label"),
         click.Option(["--workers"], type=number(int, 1, 1024), default="8", show_default=True, metavar="N",
                      help="photos that are on their way to the server at once"),
         click.Option(["--api-key"], metavar="KEY", envvar="KERAS_SERVER_API_KEY", help="key that the server asks for"),
@@ -81,6 +84,7 @@ class Run:
     results: Results
     sure: Results | None
     unsure: float | None
+    overlays: dict[str, Path] = field(default_factory=dict)  # where the heat maps of photos go
     already: int = 0
     left_out: list[str] = field(default_factory=list)
     asked: int = 0
@@ -107,6 +111,8 @@ def main(arguments: Sequence[str]) -> int:
         for row in ROWS:
             if row.name != "top" and context.get_parameter_source(row.name) is ParameterSource.COMMANDLINE:
                 stop(f"{row.option} is for a model that is loaded here: leave it out with --url.")
+    elif options["explain"]:
+        stop("--explain asks a server for heat maps: give its --url.")
     # While the model loads; from then on the first Ctrl-C lets what is under way end.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
@@ -117,6 +123,8 @@ def main(arguments: Sequence[str]) -> int:
             known = run.results.done | (run.sure.done if run.sure else set())
             todo = [name for each, name in photos.items() if each not in known]
             run.already = len(photos) - len(todo)
+            if options["explain"]:
+                run.overlays = overlays(options["explain"], [*photos.values()])
             if todo:
                 label_all(todo, answering(context, model_values), run)
             if options["sheet"] and not run.stopped:
@@ -148,6 +156,23 @@ def answering(context: click.Context, model_values: dict[str, Any]) -> Answering
     top = model_values["top"] if typed else None
     api_key = (options["api_key"] or "").partition(",")[0]  # the server takes several, with commas
     return ServerAnswering(options["url"], options["workers"], tell, top=top, api_key=api_key)
+
+
+def overlays(folder: str, names: Sequence[str]) -> dict[str, Path]:
+    """Return a file in the folder for each photo's heat map, none of them twice. Raises ResultsError."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"{folder} cannot be a folder: {error.strerror}.") from None
+    found: dict[str, Path] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem = Path(name).stem
+        numbered = (f"{stem}-{i}" for i in itertools.count(2))
+        free = next(each for each in itertools.chain([stem], numbered) if each not in taken)
+        taken.add(free)
+        found[name] = Path(folder, f"{free}.explained.png")
+    return found
 
 
 def tell(sentence: str) -> None:
@@ -192,10 +217,16 @@ def answers(
     """Yield each photo with its answer or why there is none, in order. Few are ahead, none is begun after Ctrl-C."""
 
     def answer(name: str) -> Answer | PredictionError | None:
+        if run.stopped:
+            return None
         try:
-            return None if run.stopped else source.answer(read_image(name))
+            photo = read_image(name)
+            found = source.answer(photo)
+            if run.overlays and isinstance(source, ServerAnswering):
+                found["explanation"] = save(run.overlays[name], source.explain(photo))
         except PredictionError as error:
             return error
+        return found
 
     pending: deque[tuple[str, Future[Answer | PredictionError | None]]] = deque()
     upcoming = iter(names)
@@ -207,6 +238,15 @@ def answers(
         name, future = pending.popleft()
         if (result := future.result()) is not None:
             yield name, result
+
+
+def save(path: Path, picture: bytes) -> str:
+    """Write a heat map, and return its path. Raises PredictionError."""
+    try:
+        path.write_bytes(picture)
+    except OSError as error:
+        raise PredictionError(f"The heat map cannot be saved as {path}: {error.strerror or error}.") from None
+    return str(path)
 
 
 def summarize(run: Run) -> int:

@@ -378,12 +378,15 @@ def test_the_webcam_of_a_desktop(visit: Visit, site: str) -> None:
     dialog = page.get_by_role("dialog", name="Take a photo")
     shutter = dialog.get_by_role("button", name="Take it")
     expect(shutter).to_be_focused()
+    stream = page.evaluate_handle("() => document.getElementById('video').srcObject")
     shutter.click()
     expect(dialog).to_be_hidden()
     expect(cards(page)).to_have_count(1)
     expect(page.locator(".card h2")).to_have_text("webcam-1.jpg")
     assert page.locator(".photo").evaluate("(image) => image.naturalWidth") > 300
     assert page.evaluate("() => document.getElementById('video').srcObject") is None
+    states = stream.evaluate("(stream) => stream.getTracks().map((track) => track.readyState)")
+    assert states == ["ended"], "its light is off"
     page.get_by_role("button", name="Take a photo").click()
     expect(shutter).to_be_enabled()
     page.keyboard.press("Escape")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -129,11 +130,14 @@ def test_the_values_of_a_regression(server: Server, photos: Path, tmp_path: Path
 def test_answers_are_written_in_order_and_few_are_ahead(server: Server, photos: Path, tmp_path: Path) -> None:
     """The first photo is answered only after the next seven were."""
     answered = threading.Semaphore(0)
+    begun: list[int] = []
 
     def first_last(request: Request) -> Answer:
         if request.image == b"first":
             for _ in range(7):
                 assert answered.acquire(timeout=PATIENCE)
+            time.sleep(0.2)  # in which more would come, if there were more under way
+            begun.append(len(server.requests))
         else:
             answered.release()
         return see_text(request)
@@ -143,6 +147,7 @@ def test_answers_are_written_in_order_and_few_are_ahead(server: Server, photos: 
     out = tmp_path / "out.csv"
     predict(photos, "--output", out, "--url", server.base, "--workers", 4)
     assert names_in(out) == [f"{photos}/{i:02}.jpg" for i in range(12)]
+    assert begun == [8], "two a worker are under way"
 
 
 # Going on
@@ -323,6 +328,19 @@ def test_a_server_that_is_restarted_is_waited_for(
     assert capsys.readouterr().err.count("Waiting up to 120 s for the server: ") == 1
 
 
+def test_ctrl_c_ends_the_waiting(server: Server, photos: Path, tmp_path: Path) -> None:
+    server.answer = lambda request: see_text(request) if len(server.requests) < 3 else None
+    with process(photos, "--output", tmp_path / "out.csv", "--url", server.base, "--workers", 1) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline().startswith("Waiting up to 120 s for the server: ")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130
+    assert "1  without an answer: " in out
+    assert err.endswith("10 are left: give the same command with --resume.\n")
+    assert len(names_in(tmp_path / "out.csv")) == 2
+
+
 def test_a_server_that_never_was_there_is_not_waited_for(
     nobody: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +420,81 @@ def test_values_are_neither_sure_nor_unsure(server: Server, photos: Path, tmp_pa
     server.answer = lambda request: as_json(200, {"success": True, "model": "age", "values": [29.7]})
     assert predict(photos, "--output", tmp_path / "out.csv", "--url", server.base, "--unsure", "0.5") == 1
     assert capsys.readouterr().err == "error: --unsure needs labels: this model answers with values.\n"
+
+
+# Heat maps
+
+PNG = b"\x89PNG\r\n"
+
+
+def see_and_explain(request: Request) -> Answer:
+    """Answer /predict as see_text does, and /explain with what stands for a picture."""
+    if "/explain" not in request.path:
+        return see_text(request)
+    return 200, {"Content-Type": "image/png"}, PNG + request.image
+
+
+def test_heat_maps_are_saved_under_names_of_their_own(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer = see_and_explain
+    names = ["p/a.jpg", "p/a.png", "p/b.jpg", "p/sub/a.jpg"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"beagle {number}")
+    out = tmp_path / "out.jsonl"
+    command = ("--output", out, "--url", f"{server.base}/", "--explain", "out/maps", "--resume")
+    assert predict("p/a.jpg", "p/a.png", *command) == 0
+    assert predict("p", *command) == 0
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out" / "maps").iterdir()}
+    expected = ["a", "a-2", "b", "a-3"]
+    assert found == {f"{name}.explained.png": PNG + f"beagle {i}".encode() for i, name in enumerate(expected)}
+    lines = {line["filename"]: line["explanation"] for line in lines_of_json(out.read_text())}
+    assert lines == {name: f"out/maps/{stem}.explained.png" for name, stem in zip(names, expected, strict=True)}
+    assert {request.path for request in server.requests} == {"/predict", "/explain"}
+
+
+def test_a_heat_map_follows_a_path_and_a_query(server: Server, photos: Path, tmp_path: Path) -> None:
+    server.answer = see_and_explain
+    url = f"{server.base}/vision?model=a"
+    assert predict(photos / "00.jpg", "--output", tmp_path / "o.csv", "--url", url, "--explain", tmp_path / "maps") == 0
+    assert [request.path for request in server.requests] == ["/vision/predict?model=a", "/vision/explain?model=a"]
+
+
+def test_a_missing_heat_map_fails_its_photo_only(
+    server: Server, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: Request) -> Answer:
+        if request.image == b"label1" and request.path == "/explain":
+            return as_json(400, {"success": False, "error": "This cannot be explained."})
+        return see_and_explain(request)
+
+    server.answer = answer
+    (tmp_path / "maps" / "00.explained.png").mkdir(parents=True)
+    out = tmp_path / "out.csv"
+    assert predict(photos, "--output", out, "--url", server.base, "--explain", tmp_path / "maps") == 1
+    told = capsys.readouterr().out
+    assert "4  failed: This cannot be explained." in told
+    assert f"1  failed: The heat map cannot be saved as {tmp_path}/maps/00.explained.png: " in told
+    assert (tmp_path / "maps" / "02.explained.png").read_bytes() == PNG + b"label2"
+
+
+def test_a_model_without_heat_maps_is_said_once(
+    server: Server, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: Request) -> Answer:
+        if request.path == "/explain":
+            return as_json(422, {"success": False, "error": "It has no features."})
+        return see_text(request)
+
+    server.answer = answer
+    command = ("--output", tmp_path / "out.csv", "--url", server.base, "--explain", tmp_path / "maps")
+    assert predict(photos, *command) == 1
+    assert capsys.readouterr().out.count("It has no features.") == 1
+    server.answer = lambda request: see_text(request) if request.path == "/predict" else (200, {}, b"<h1>Hello</h1>")
+    predict(photos / "00.jpg", *command, "--resume")
+    assert "/explain answered 200 with something that is no heat map" in capsys.readouterr().out
 
 
 # The contact sheet
@@ -594,6 +687,8 @@ def test_a_model_that_fails_on_a_photo_is_a_line(
         (["a.jpg", "--output", "out.csv", "--top", "0"], 2, "--top: "),
         (["a.jpg", "--output", "out.csv", "--port", "5000"], 2, "No such option"),
         (["a.jpg", "--output", "out.csv", "--url", "http://h", "--model", "m"], 2, "leave it out with --url"),
+        (["a.jpg", "--output", "out.csv", "--explain", "maps"], 2, "give its --url"),
+        (["a.jpg", "--output", "out.csv", "--url", "http://h", "--explain", "/dev/null"], 1, "cannot be a folder"),
         (["a.jpg", "--output", "no/out.csv", "--url", "http://h"], 1, "cannot be written: No such file"),
         (["a.jpg", "--output", "out.csv", "--model", "no.keras"], 1, "There is no file no.keras."),
     ],
