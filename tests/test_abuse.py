@@ -262,8 +262,9 @@ def test_requests_wait_for_memory_and_small_ones_do_not() -> None:
     with pytest.raises(QueueFull):
         memory.change(0, 2 * LIGHT_BYTES)
     memory.change(0, LIGHT_BYTES)
+    memory.change(0, LIGHT_BYTES)  # more than there is
     assert not got
-    memory.change(9 * LIGHT_BYTES, 0)
+    memory.change(10 * LIGHT_BYTES, 0)
     thread.join()
     memory.change(3 * LIGHT_BYTES, 0)
     assert memory.left == memory.size

@@ -71,6 +71,13 @@ def test_counts_of_images_are_compared_before_anything_is_listed(client: FlaskCl
         assert peak < 4 * len(text)
 
 
+def test_more_inputs_than_any_model_has_are_not_listed(tabular: FlaskClient) -> None:
+    text = b'{"inputs": [' + b'{"name":""},' * (2**22 // 12) + b"0]}"
+    status, peak, sentence = peak_of(tabular, "/v2/models/tabular/infer", text)
+    assert (status, sentence) == (400, "'inputs' has more than 20 objects: send only those that the model has.")
+    assert peak < 4 * len(text)
+
+
 def test_many_rows_that_fit_are_computed(tabular: FlaskClient) -> None:
     """More text than is made objects of uncounted."""
     rows = [{"age": [n + 1e-9], "sizes": [n / 3e9, *[1.000000000000001e-300] * 2]} for n in range(128)]
