@@ -267,7 +267,7 @@ TEXTS = [
     {"inputs": [X | {"data": [1, 2, 3, 4, 5, 6]}], "parameters": {"binary_data_output": True}},
     {"image": base64.b64encode(PIXEL).decode()}, {"images": ["data:image/png;base64,AAAA", "\u00e4\n"]},
 ]  # fmt: skip
-MODELS = ("keras_model.h5", "lambda.h5", "flowers.h5")
+MODELS = ("keras_model.h5", "lambda.h5", "flowers.h5", "silu.keras")
 
 TARGETS = {
     "pictures": Target(check_picture, SEEDS | {name: data for name, (data, _) in WORK.items() if len(data) < 100_000}),

@@ -35,8 +35,8 @@ def check_architecture(name: str) -> str:
     """Return the name of a classifier of keras.applications. Raises StartupError for any other."""
     if name in PREPROCESS_OF:
         return name
-    near = difflib.get_close_matches(name, PREPROCESS_OF, 1, cutoff=0)[0]
-    raise StartupError(f"{name} is neither a file nor a classifier of keras.applications, such as {near}.")
+    near = difflib.get_close_matches(name, PREPROCESS_OF, 1) or ["resnet50"]
+    raise StartupError(f"{name} is neither a file nor a classifier of keras.applications, such as {near[0]}.")
 
 
 def cached_weights(name: str) -> list[Path]:

@@ -49,6 +49,7 @@ FOREIGN = {
     ".tflite": rb"....TFL3",
     ".onnx": rb"\x08[\x03-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]",
 }
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError)  # what zipfile raises of a damaged archive
 
 
 def is_hdf5(path: Path) -> bool:
@@ -96,7 +97,8 @@ def teachable(path: Path) -> str:
     """
     if not path.is_file() or not zipfile.is_zipfile(path):
         return ""
-    with zipfile.ZipFile(path) as archive:
+    names: list[str] = []
+    with contextlib.suppress(*DAMAGED), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     for name in names:
         folder, found, rest = name.rpartition("keras_model.h5")
@@ -222,8 +224,11 @@ def kind_of_folder(path: Path) -> tuple[str, str]:
 
 def check_archive(path: Path) -> None:
     """Raise StartupError for a zip archive that is no Keras model, saying what it is."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except DAMAGED as error:
+        raise StartupError(f"{path} is a damaged zip archive ({error}): copy or download it once more.") from None
     if "config.json" in names or teachable(path):
         return
     inside = next((name for name in names if re.search(r"\.(keras|h5|hdf5|onnx|tflite)$", name)), None)

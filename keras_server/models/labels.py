@@ -39,17 +39,17 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_labels(labels: Sequence[str], classes: int | None, name: str) -> None:
-    """Raise StartupError unless there is one label for each of the `classes` that the model `name` tells apart.
+def check_labels(labels: Sequence[str], file: str, classes: int | None, name: str) -> None:
+    """Raise StartupError unless a file has one label for each of the `classes` that the model `name` tells apart.
 
     `classes` is None, or 0, where the model has no output of a fixed number of classes.
     """
     if not classes:
-        raise StartupError(f"--labels: {name} has no output with a fixed number of classes to name: leave it out.")
+        raise StartupError(f"{file}: {name} has no output with a fixed number of classes to name: leave it out.")
     if len(labels) != classes:
         are = "name is" if len(labels) == 1 else "names are"
         raise StartupError(
-            f"--labels: {len(labels)} {are} in the file for the {classes} classes of {name}: it needs one for each."
+            f"{file}: {len(labels)} {are} in the file for the {classes} classes of {name}: it needs one for each."
         )
 
 

@@ -169,7 +169,7 @@ def final_spec(spec: Spec, settings: Settings) -> Spec:
     spec = replace(spec, labels=labels, preprocess=preprocessing(settings.preprocess) or spec.preprocess)
     spec = decide(spec, settings)
     if settings.labels:
-        check_labels(spec.labels, classes_of(spec), spec.name)
+        check_labels(spec.labels, settings.labels, classes_of(spec), spec.name)
     if spec.image and spec.image[2] != 3 and spec.preprocess not in ("none", "unit", "tf"):
         raise StartupError(
             f"--preprocess {settings.preprocess} is for RGB, and {spec.name} takes {spec.image[2]} channels."

@@ -182,12 +182,12 @@ def test_no_list_is_that_large(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "words"), [(2, "2 names are"), (4, "4 names are"), (1, "1 name is")])
 def test_one_name_for_each_class(count: int, words: str) -> None:
-    check_labels(PETS, 3, "pets")
-    with pytest.raises(StartupError, match=f"--labels: {words} in the file for the 3 classes of pets"):
-        check_labels(["x"] * count, 3, "pets")
+    check_labels(PETS, "pets.txt", 3, "pets")
+    with pytest.raises(StartupError, match=f"pets.txt: {words} in the file for the 3 classes of pets"):
+        check_labels(["x"] * count, "pets.txt", 3, "pets")
 
 
 @pytest.mark.parametrize("classes", [None, 0])
 def test_names_for_no_classes_are_refused(classes: int | None) -> None:
     with pytest.raises(StartupError, match="tokens has no output with a fixed number of classes to name"):
-        check_labels(PETS, classes, "tokens")
+        check_labels(PETS, "pets.txt", classes, "tokens")

@@ -126,6 +126,8 @@ KERAS, H5 = (DATA / "silu.keras").read_bytes(), (DATA / "flowers.h5").read_bytes
 FILES: dict[str, tuple[bytes, str]] = {
     "empty.keras": (b"", "is not a Keras model, but empty: copy or download it once more."),
     "half.keras": (KERAS[: len(KERAS) // 2], "cut off or damaged, a zip archive without its end: copy or download"),
+    "directory.keras": (KERAS.replace(b"PK\1\2", b"PK\1\3"), "is a damaged zip archive (Bad magic number"),
+    "version.keras": (KERAS.replace(b"\2\x14\3\x14", b"\2\x14\3\xff"), "archive (zip file version 25.5): copy"),
     "half.h5": (H5[: len(H5) // 2], "half.h5 is cut off: copy or download it once more."),
     "begun.h5": (H5[:40], "begun.h5 is cut off"),
     "pointer.keras": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
@@ -318,7 +320,7 @@ LOADED: dict[str, tuple[tuple[str, ...], str]] = {
     "a broken SavedModel": (("--model", "saved"), "saved cannot be loaded as a SavedModel: "),
     "broken weights": (("--model", "broken.keras"), "broken.keras cannot be loaded as a Keras model: Bad CRC-32 for"),
     "no Keras model": (("--model", "json.keras"), "json.keras cannot be loaded as a Keras model"),
-    "labels": ((*MODEL, "--labels", "names.txt"), "--labels: 2 names are in the file for the 3 classes of silu"),
+    "labels": ((*MODEL, "--labels", "names.txt"), "names.txt: 2 names are in the file for the 3 classes of silu"),
     "an output": ((*MODEL, "--output", "age"), "--output: silu has no output age: it has "),
     "weights of others": (("--model", "mobilenetv2", "--weights", MODEL[1]), "does not fit mobilenetv2: A total of "),
 }  # fmt: skip
