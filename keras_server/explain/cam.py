@@ -100,8 +100,13 @@ def heat_function(keras_model: Any, spec: Spec, output: int) -> Any:
 
     @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def explain(picture: Symbol, direction: Symbol) -> Symbol:
-        with tf.compat.v1.get_default_graph().gradient_override_map(overrides):
-            outputs = keras_model(keras.tree.pack_sequence_as(structure, [picture]), training=False)
+        # Functions in it, as Keras has them for grouped convolutions, become operations of this graph.
+        tf.config.run_functions_eagerly(True)
+        try:
+            with tf.compat.v1.get_default_graph().gradient_override_map(overrides):
+                outputs = keras_model(keras.tree.pack_sequence_as(structure, [picture]), training=False)
+        finally:
+            tf.config.run_functions_eagerly(False)
         return heat(picture, keras.tree.flatten(outputs), direction)
 
     try:

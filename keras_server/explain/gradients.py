@@ -21,11 +21,6 @@ def plain_gradients() -> dict[str, str]:
     def step(condition: Any, like: Any) -> Any:
         return tf.cast(condition, like.dtype)
 
-    def batch_norm(op: Any, dy: Any, *_: Any) -> Any:
-        """Return the gradient of a batch norm with fixed moments, by what it normalises; others are not asked for."""
-        scale, variance = op.inputs[1], op.inputs[4]
-        return dy * tf.cast(scale * tf.math.rsqrt(variance + op.get_attr("epsilon")), dy.dtype), *[None] * 4
-
     gradients = {
         "Relu": elementwise(lambda x, y, op: step(y > 0, y)),
         "Relu6": elementwise(lambda x, y, op: step((y > 0) & (y < 6), y)),
@@ -33,7 +28,7 @@ def plain_gradients() -> dict[str, str]:
         "Elu": elementwise(lambda x, y, op: tf.where(x > 0, tf.ones_like(x), y + 1)),
         # Klambauer et al. 2017, arXiv:1706.02515: scale and alpha
         "Selu": elementwise(
-            lambda x, y, op: tf.where(x > 0, 1.0507009873554805 * tf.ones_like(x), y + 1.7580993408473766)
+            lambda x, y, op: tf.where(y < 0, y + 1.7580993408473766, 1.0507009873554805 * tf.ones_like(y))
         ),
         "Softplus": elementwise(lambda x, y, op: tf.sigmoid(x)),
         "Softsign": elementwise(lambda x, y, op: 1 / tf.square(1 + tf.abs(x))),
@@ -47,6 +42,7 @@ def plain_gradients() -> dict[str, str]:
         "MaxPool": max_pool,
         "AvgPool": average_pool,
         "Conv2D": convolution,
+        "Conv2DBackpropInput": transposed_convolution,
         "DepthwiseConv2dNative": depthwise,
         "ConcatV2": concat,
         "StridedSlice": strided_slice,
@@ -56,16 +52,53 @@ def plain_gradients() -> dict[str, str]:
     return {operation: f"Plain{operation}" for operation in gradients}
 
 
+def batch_norm(op: Any, dy: Any, *_: Any) -> Any:
+    """Return the gradient of a batch norm by what it normalises; those by its other inputs are not asked for.
+
+    Where the moments are those of the input (LayerNormalization of tf_keras), it is that of Ioffe and Szegedy 2015,
+    arXiv:1502.03167, section 3.
+    """
+    import tensorflow as tf
+
+    (x, scale, _, _, variance), epsilon = op.inputs, op.get_attr("epsilon")
+    if not op.get_attr("is_training"):
+        return dy * tf.cast(scale * tf.math.rsqrt(variance + epsilon), dy.dtype), *[None] * 4
+    is_last = op.get_attr("data_format") == b"NHWC"
+    axes = (0, 1, 2) if is_last else (0, 2, 3)
+    scale = tf.reshape(scale, (-1,) if is_last else (-1, 1, 1))
+    centred = tf.cast(x, scale.dtype)
+    centred -= tf.reduce_mean(centred, axes, keepdims=True)
+    factor = tf.math.rsqrt(tf.reduce_mean(centred * centred, axes, keepdims=True) + epsilon)
+    normal, gradient = centred * factor, tf.cast(dy, scale.dtype) * scale
+    gradient -= tf.reduce_mean(gradient, axes, keepdims=True)
+    gradient -= normal * tf.reduce_mean(gradient * normal, axes, keepdims=True)
+    return tf.cast(gradient * factor, dy.dtype), *[None] * 4
+
+
 def convolution(op: Any, dy: Any) -> Any:
     """Return the gradient of a convolution by what it convolves; that by its kernel is not asked for."""
     import tensorflow as tf
 
     x, kernel = op.inputs
+    groups = x.shape[3] // kernel.shape[2]
+    pairs = zip(tf.split(dy, groups, 3), tf.split(kernel, groups, 3), strict=True)
     if kernel.shape[:2] == (1, 1) and op.get_attr("strides") == [1, 1, 1, 1]:  # as heads have it, on a single pixel
-        return tf.tensordot(dy, kernel[0, 0], ((3,), (1,))), None
-    options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations"),
-               "padding": op.get_attr("padding").decode()}  # fmt: skip
-    return tf.nn.conv2d_transpose(dy, kernel, x.shape, **options), None
+        return tf.concat([tf.tensordot(part, weights[0, 0], ((3,), (1,))) for part, weights in pairs], 3), None
+    shape = (*x.shape[:3], kernel.shape[2])
+    return tf.concat([tf.nn.conv2d_transpose(*pair, shape, **sliding(op)) for pair in pairs], 3), None
+
+
+def transposed_convolution(op: Any, dy: Any) -> Any:
+    """Return the gradient of a transposed convolution by what it convolves."""
+    import tensorflow as tf
+
+    return None, None, tf.nn.conv2d(dy, op.inputs[1], **sliding(op))
+
+
+def sliding(op: Any) -> dict[str, Any]:
+    """Return how a convolution goes over its picture."""
+    return {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations"),
+            "padding": op.get_attr("padding").decode()}  # fmt: skip
 
 
 def concat(op: Any, dy: Any) -> Any:
@@ -94,11 +127,11 @@ def strided_slice(op: Any, dy: Any) -> Any:
 
 
 class Windows:
-    """The windows that an operation slides over a picture of shape (1, h, w, c), by the places in them."""
+    """The windows that an operation slides over pictures of shape (n, h, w, c), by the places in them."""
 
     def __init__(self, op: Any, size: tuple[int, int]):
         """Take the operation, and the rows and columns of its windows."""
-        _, self.rows, self.columns, _ = op.outputs[0].shape
+        self.pictures, self.rows, self.columns, _ = op.outputs[0].shape
         _, self.down, self.right, _ = op.get_attr("strides")
         _, self.height, self.width, _ = op.inputs[0].shape
         high, wide = (self.rows - 1) * self.down + size[0], (self.columns - 1) * self.right + size[1]
@@ -108,7 +141,7 @@ class Windows:
         self.places = [(i, j) for i in range(size[0]) for j in range(size[1])]
 
     def cut(self, picture: Any, place: tuple[int, int], rim: float) -> Any:
-        """Return what stands at a place of each window, shape (1, rows, columns, c); `rim` lies round the picture."""
+        """Return what stands at a place of each window, shape (n, rows, columns, c); `rim` lies round the picture."""
         import tensorflow as tf
 
         edges = ((0, 0), (self.top, self.bottom), (self.left, self.after), (0, 0))
@@ -129,7 +162,7 @@ class Windows:
 
         gaps = ((0, 0), (0, 0), (0, self.down - 1), (0, 0), (0, self.right - 1), (0, 0))
         spaced = tf.pad(values[:, :, None, :, None], gaps)  # zeros behind each row and column
-        spaced = tf.reshape(spaced, (1, self.rows * self.down, self.columns * self.right, values.shape[-1]))
+        spaced = tf.reshape(spaced, (self.pictures, self.rows * self.down, self.columns * self.right, values.shape[-1]))
         high, wide = (self.rows - 1) * self.down + 1, (self.columns - 1) * self.right + 1
         below = self.top + self.height + self.bottom - i - high
         behind = self.left + self.width + self.after - j - wide

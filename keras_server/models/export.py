@@ -34,7 +34,7 @@ from keras_server.models.spec import Spec
 
 log = logging.getLogger("keras_server")
 
-FORMAT = "keras-server-export/5"  # to be changed whenever an export is made in another way, or holds other things
+FORMAT = "keras-server-export/6"  # to be changed whenever an export is made in another way, or holds other things
 PACKAGES = ("openvino", "keras", "tensorflow", "tf_keras", "numpy")  # which take part in making one
 MARKER = ".keras-server-cache"
 OURS = re.compile(rf"[a-z_]+\.(xml|bin)|about\.json|{re.escape(MARKER)}")  # the files that the cache itself makes

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ from keras_server.explain.cam import (
 )
 from keras_server.explain.explainer import Explainer
 from keras_server.models.batcher import Overdue, QueueFull
-from keras_server.models.convert import convert_function
+from keras_server.models.convert import convert_function, load_described
 from keras_server.models.describe import describe
 from keras_server.models.engines import OpenVINOEngine
 from keras_server.models.registry import PredictorEngine
@@ -192,6 +193,10 @@ HEADS: dict[str, Callable[[Any], list[Any]]] = {
     "convolutions of a pixel": lambda k: [
         k.GlobalAveragePooling2D(keepdims=True), k.Conv2D(5, 1, activation="relu6"), k.Conv2D(4, 1), k.Flatten(),
     ],
+    "a convolution of a pixel in groups": lambda k: [
+        k.GlobalAveragePooling2D(keepdims=True), k.Conv2D(6, 1, groups=3), k.Flatten(),
+    ],
+    "selu of zeros": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9, "relu"), k.Activation("selu")],
     "normalised": lambda k: [k.GlobalAveragePooling2D(), k.LayerNormalization(), k.UnitNormalization()],
     "batch norm": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9, "elu"), k.BatchNormalization()],
     "cut out": lambda k: [k.Cropping2D(((1, 2), (3, 0))), k.Flatten()],
@@ -217,7 +222,10 @@ def test_branches_have_their_gradient(keras: Any) -> None:
     features = keras.layers.Conv2D(6, 3, padding="same")(image)
     ways = (
         keras.layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2),
+        keras.layers.DepthwiseConv2D(3, dilation_rate=2),
         keras.layers.Conv2D(2, 3, strides=2),
+        keras.layers.Conv2D(6, 3, padding="same", groups=2),
+        keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same"),
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.GlobalMaxPooling2D(),
     )
@@ -229,6 +237,37 @@ def test_a_dilated_convolution_is_one_map(keras: Any) -> None:
     image = keras.Input((14, 12, 3))
     features = keras.layers.Conv2D(6, 3, dilation_rate=2)(image)
     check_heat(keras, image, features, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)))
+
+
+def test_a_convolution_in_groups_has_a_map(keras: Any) -> None:
+    """On a CPU Keras computes it in a function of its own."""
+    image = keras.Input((14, 12, 4))
+    features = keras.layers.Conv2D(6, 3, strides=2, groups=2)(image)
+    check_heat(keras, image, features, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)))
+
+
+@pytest.mark.parametrize("head", ["pooled", "flat"])
+def test_layers_of_keras_2_that_normalise_have_their_gradient(head: str, tmp_path: Path) -> None:
+    """Its LayerNormalization is a batch norm with the moments of what goes in."""
+    tf_keras = pytest.importorskip("tf_keras")
+    k = tf_keras.layers
+    image = tf_keras.Input((9, 8, 3))
+    features = k.Conv2D(6, 3)(image)
+    way = [k.GlobalAveragePooling2D()] if head == "pooled" else [k.Conv2D(4, 3), k.LayerNormalization(), k.Flatten()]
+    x = features
+    for layer in way:
+        x = layer(x)
+    scores = k.Dense(3)(k.LayerNormalization()(k.Concatenate()([x, k.GlobalMaxPooling2D()(features)])))
+    model = tf_keras.Model(image, scores)
+    model.set_weights([np.random.default_rng(4).uniform(-1, 1, weight.shape) for weight in model.get_weights()])
+    with pytest.warns(UserWarning, match="legacy"):
+        model.save(tmp_path / "own.h5")
+    found = cams(load_described(Source(str(tmp_path / "own.h5"))).model)
+    picture = noise(1, 9, 8, 3)
+    for label in range(3):
+        expected = reference(tf_keras, features, scores, [image], picture, label)
+        for cam in found.values():
+            np.testing.assert_allclose(cam(picture, label), expected, atol=1e-4 * expected.max(), rtol=0)
 
 
 def check_heat(keras: Any, image: Any, features: Any, scores: Any) -> None:
