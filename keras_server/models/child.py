@@ -61,13 +61,15 @@ def convert_in_child(name: str, job: Job) -> Path:
             stage = message.get("stage", stage)
             shown.set_postfix_str(stage)
             told |= message
+            if "folder" in told or "error" in told:  # what it has forked may hold the pipe for as long as it likes
+                break
         status = process.wait()
         process.stdin.close()
         if "download" in told:
             raise DownloadError(name, told["download"])
         if "error" in told:
             raise StartupError(told["error"])
-        if status == 0:
+        if "folder" in told:
             return Path(told["folder"])
         noise.seek(0)
         print(noise.read(), file=sys.stderr)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -238,7 +239,10 @@ def main() -> int:
     log.handlers, log.propagate = [messages], False
     log.setLevel(logging.INFO)
     job = Job(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=end_with_the_server, daemon=True).start()
+    server = os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # which is what a user's program finds there
+    threading.Thread(target=end_with_the_server, args=[server, Path(job.elsewhere)], daemon=True).start()
     try:
         messages.send(folder=str(do(job, lambda words: messages.send(stage=words))))
     except DownloadError as error:
@@ -250,9 +254,13 @@ def main() -> int:
     return 1
 
 
-def end_with_the_server() -> None:
-    """End the process once the server has: then nobody holds the other end of its input."""
-    sys.stdin.read()
+def end_with_the_server(server: int, elsewhere: Path) -> None:
+    """End the process once the server has, which can no longer remove the folder that it made for the export.
+
+    Then nobody holds the other end of the pipe that the job came through.
+    """
+    os.read(server, 1)
+    shutil.rmtree(elsewhere, ignore_errors=True)
     os._exit(1)
 
 

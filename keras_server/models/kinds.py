@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ FOREIGN = {
     ".tflite": rb"....TFL3",
     ".onnx": rb"\x08[\x03-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]",
 }
+TAKEN = {*sys.stdlib_module_names, "h5py", "keras", "keras_server", "numpy", "openvino", "tensorflow", "tf_keras"}
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError)  # what zipfile raises of a damaged archive
 
 
@@ -149,6 +151,10 @@ def check_program(path: Path) -> None:
             raise StartupError(f"--import {path} is no Python ({where}{error.msg}).") from None
     if path.suffix != ".py":
         raise StartupError(f"--import {path}: its name has to end in .py.")
+    if path.stem in TAKEN:  # it would stand in for that one
+        raise StartupError(
+            f"--import {path}: {path.stem} is a module that loads the model: give the file another name."
+        )
 
 
 @contextlib.contextmanager

@@ -179,9 +179,12 @@ def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitSta
         elsewhere,
     )
     try:
-        return Export.read(convert_in_child(source.name, job))
+        export = Export.read(convert_in_child(source.name, job))
     except (Crashed, ExportError) as error:
         return Export(Path(elsewhere), Spec(), why=str(error))
+    if export.folder != Path(elsewhere):  # the cache keeps it
+        cleaning.close()
+    return export
 
 
 def opened_from(export: Export, lanes: Lanes) -> Opened:

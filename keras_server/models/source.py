@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -92,7 +93,8 @@ def run_file(file: Path) -> None:
     module = importlib.util.module_from_spec(description)
     sys.modules[file.stem] = module  # where Keras, too, looks for its classes
     try:
-        description.loader.exec_module(module)
+        with contextlib.chdir("."):  # wherever it goes, the model's path still counts from here
+            description.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is somebody's program
         raise StartupError(f"--import {file} fails: {type(error).__name__}: {reason_of(error)}") from None
     own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}

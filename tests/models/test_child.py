@@ -1,6 +1,8 @@
 """The process that converts: what it tells, how it fails, and that it ends. Each of these starts one."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -129,6 +131,8 @@ def test_own_layers_need_not_be_registered(tmp_path: Path, monkeypatch: pytest.M
         ("import os; os.kill(os.getpid(), 9)", StartupError, "killed while loading it with Keras, as when memory"),
         ("import os; print('NOISE'); os.abort()", StartupError, "ended with signal 6 while loading it with Keras"),
         ("import os; os._exit(3)", StartupError, "ended with status 3 while loading"),
+        ("import os; os._exit(0)", StartupError, "ended with status 0 while loading"),
+        ("input()", StartupError, r"--import .*program.py fails: EOFError"),
         (CRASHING, Crashed,
          "ended with signal 6 while converting it for OpenVINO"),
     ],
@@ -154,8 +158,24 @@ def test_a_conversion_that_crashes_leaves_the_model_to_keras(
     assert "ended with signal 6 while converting it for OpenVINO): Keras itself runs it" in caplog.text
 
 
+def test_what_a_program_leaves_running_is_not_waited_for(job: Maker, tmp_path: Path) -> None:
+    program = "import os, sys, time\nif 'pytest' not in sys.modules and os.fork() == 0:\n"
+    program += (
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n    time.sleep(600)\n    os._exit(0)\n"
+    )
+    try:
+        assert Export.read(convert_in_child("own", job(DATA / "silu.keras", program))).why == ""
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it was there all the time
+
+
+def test_a_program_may_change_the_folder(job: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA)
+    assert Export.read(convert_in_child("own", job("./silu.keras", "import os; os.chdir('/')"))).why == ""
+
+
 def test_it_ends_with_the_server(job: Maker) -> None:
-    """However the server ends: the pipe that it holds is closed then."""
+    """However the server ends: the pipe that it holds is closed then, and its folder is nobody else's to remove."""
     slow = job(DATA / "silu.keras", "import time; time.sleep(600)")
     process = subprocess.Popen(
         [sys.executable, "-m", "keras_server.models.convert"],
@@ -167,6 +187,8 @@ def test_it_ends_with_the_server(job: Maker) -> None:
     assert process.stdout
     print(json.dumps(asdict(slow)), file=process.stdin, flush=True)
     assert json.loads(process.stdout.readline()) == {"stage": "loading it with Keras"}
+    assert Path(slow.elsewhere).exists()
     process.stdin.close()
     assert process.wait(60) == 1
+    assert not Path(slow.elsewhere).exists()
     process.stdout.close()

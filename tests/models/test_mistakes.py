@@ -221,6 +221,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a folder to import": ((*MODEL, "--import", "."), 1, ". is a folder: --import takes a file."),
     "a syntax error": ((*MODEL, "--import", "wrong.py"), 1, "--import wrong.py is no Python (line 2: "),
     "binary to import": ((*MODEL, "--import", "half.h5"), 1, "--import half.h5 is no Python ("),
+    "a program called as a module": (
+        (*MODEL, "--import", "json.py"), 1,
+        "--import json.py: json is a module that loads the model: give the file another name.",
+    ),
     "a text to import": ((*MODEL, "--import", "empty.txt"), 1, "--import empty.txt: its name has to end in .py."),
     "preprocess": ((*MODEL, "--preprocess", "cafe"), 1, "--preprocess cafe is no mode: take one of auto, none, unit"),
     "no such labels": ((*MODEL, "--labels", "none.txt"), 1, "There is no file none.txt."),
@@ -249,6 +253,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], int, str]] = {
 def test_options_that_are_wrong(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("file.txt").write_text("cat\n")
     Path("empty.txt").write_bytes(b"")
+    Path("json.py").write_text("answer = 42")
     Path("half.h5").write_bytes(H5[:500])
     Path("wrong.py").write_text("import keras\nclass Scale(:\n")
     Path("link.keras").symlink_to("gone")
