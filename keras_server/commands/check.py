@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +36,13 @@ class Expected:
 
 
 def expectation(text: str) -> Expected:
-    """Read PHOTO=LABEL."""
-    photo, equals, label = text.rpartition("=")
-    if not (photo and equals and label):
+    """Read PHOTO=LABEL. Both may hold a "=": the photo is then the longest name that is there."""
+    parts = text.split("=")
+    splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
+    splits = [(photo, label) for photo, label in splits if photo and label]
+    if not splits:
         raise click.BadParameter(f"{text!r} is not PHOTO=LABEL, such as dog.jpg=German_shepherd.")
+    photo, label = next((split for split in splits if os.path.isfile(split[0])), splits[0])
     return Expected(Path(photo), label)
 
 

@@ -9,6 +9,7 @@ from conftest import DOG, encode
 from PIL import Image
 
 import run_keras_server as server
+from keras_server.commands.check import Expected, expectation
 from keras_server.models.tracing import import_keras
 
 
@@ -94,3 +95,10 @@ def test_what_cannot_be_understood(arguments: list[str], words: str, capsys: Any
         server.main(["check", *arguments])
     assert end.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_labels_and_photos_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    for name in ("a.png", "b=c.png"):
+        (tmp_path / name).touch()
+    for name, label in (("a.png", "x=y"), ("b=c.png", "x=y=z"), ("none.png", "x")):
+        assert expectation(f"{tmp_path / name}={label}") == Expected(tmp_path / name, label)
