@@ -112,10 +112,9 @@ def configure(arguments: Sequence[str] = ()) -> None:
     global settings
     settings = read_settings(arguments, locate)
     handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else plain)
+    handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else telemetry.TextFormatter())
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(settings.log_level.upper())
     for sentence in unknown_variables():
         log.warning(sentence)
 
@@ -183,6 +182,7 @@ def limits(settings: Settings) -> Limits:
         requests=settings.queue_size + settings.max_batch,
         threads=api.threads(settings),
         grace=settings.drain_seconds,
+        proxies=settings.trusted_proxies,
     )
 
 

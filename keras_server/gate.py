@@ -10,7 +10,7 @@ from typing import Any
 from keras_server.api import body_limit, cors_of
 from keras_server.errors import OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
 from keras_server.settings import Settings
-from keras_server.ticket import TICKET, Ticket
+from keras_server.ticket import DESCRIBED, TICKET, Ticket
 
 log = logging.getLogger("keras_server")
 
@@ -46,9 +46,9 @@ class Gate:
             return
         ticket, headers = Ticket(self.settings.timeout), dict(scope["headers"])
         TICKET.set(ticket)  # for the app; it has no place in the scope, which Ray's proxy sends to another process
-        origin, request_id = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"x-request-id"))
-        environ = {"REQUEST_METHOD": scope["method"], "PATH_INFO": scope["path"]}
-        ticket.describe(environ | {"HTTP_ORIGIN": origin, "HTTP_X_REQUEST_ID": request_id})
+        environ = {variable: headers.get(name.encode(), b"").decode("latin-1") for name, variable in DESCRIBED.items()}
+        environ |= {"REQUEST_METHOD": scope["method"], "PATH_INFO": scope["path"], "REMOTE_ADDR": client_of(scope)}
+        ticket.describe(environ, self.settings.trusted_proxies)
         body = bytearray()
         try:
             async with asyncio.timeout(ticket.left):
@@ -121,6 +121,11 @@ class Gate:
         headers.append((b"content-length", str(len(body)).encode()))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         return [start, {"type": "http.response.body", "body": body}]
+
+
+def client_of(scope: Message) -> str:
+    """Return the address of who has connected, where ASGI's server knows it."""
+    return str((scope.get("client") or [""])[0])
 
 
 def translate(answer: list[Message]) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -62,6 +63,14 @@ def origin(text: str) -> str:
     elif re.fullmatch("[a-z][a-z0-9+.-]*", scheme) and re.fullmatch(r"[^\s/?#@,\\]+", host) and host.isascii():
         return f"{scheme}://" + host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
     raise click.BadParameter(f"{text!r} is no origin as browsers send it, such as https://example.org, nor * or null.")
+
+
+def network(text: str) -> str:
+    """Read an address or a network of them, such as 10.0.0.0/8."""
+    try:
+        return str(ipaddress.ip_network(text.strip(), strict=False))
+    except ValueError:
+        raise click.BadParameter(f"{text[:80]!r} is no address and no network, such as 10.0.0.0/8.") from None
 
 
 class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4

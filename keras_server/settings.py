@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from keras_server import __version__
-from keras_server.readers import Several, checksum, colour, number, one_of, origin, switch
+from keras_server.readers import Several, checksum, colour, network, number, one_of, origin, switch
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
@@ -103,9 +103,15 @@ class Settings:
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
         "repeated, in the environment with commas", metavar="KEY")
     api_key_file: str = setting("", "file with one key a line; a line that begins with # is a comment", metavar="FILE")
+    metrics_key: str = setting("", "key of its own for whoever scrapes /metrics, which opens nothing else; where there "
+        "is one, /metrics asks for it or for an --api-key", metavar="KEY")
+    trusted_proxies: tuple[str, ...] = setting((), "address or network, such as 10.0.0.0/8, of proxies whose "
+        "X-Forwarded-For says who asks, for the log; may be repeated, in the environment with commas", network)
     cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
         "the environment with commas", origin)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
+    log_level: str = setting("info", "debug, info, warning or error; probes are logged at debug, all other requests at "
+        "info", one_of("debug", "info", "warning", "error"))
     import_: tuple[str, ...] = setting((), "file of Python to run before the model is loaded, which registers its "
         "layers with Keras; may be repeated, in the environment with commas", metavar="FILE")
     unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
@@ -207,6 +213,7 @@ def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda par
     sources = {row.name: context.get_parameter_source(row.name) for row in SETTINGS}
     typed = values["api_key"] if sources["api_key"] is ParameterSource.COMMANDLINE else ()
     values["api_key"] = (*read_keys(typed), *read_key_file(values["api_key_file"], sources["api_key_file"]))
+    values["metrics_key"] = read_metrics_key(values["metrics_key"], sources["metrics_key"])
     return Settings(**values)
 
 
@@ -312,6 +319,14 @@ def read_key_file(path: str, source: ParameterSource | None) -> Iterator[str]:
     if not keys:
         stop(f"{where}: {path} holds no key.")
     yield from keys
+
+
+def read_metrics_key(key: str, source: ParameterSource | None) -> str:
+    """Return the key for the metrics, or nothing where none was given. Exits where it is none that can be sent."""
+    variable = f"{PREFIX}METRICS_KEY"
+    if source is ParameterSource.COMMANDLINE:
+        return usable(key.strip(), "--metrics-key")
+    return usable(key.strip(), variable) if variable in os.environ else ""
 
 
 def usable(key: str, where: str) -> str:

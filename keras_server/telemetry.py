@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import logging
 import threading
 import time
 import urllib.parse
+from collections.abc import Mapping
 
 import prometheus_client as prometheus
 
@@ -40,7 +42,7 @@ DECODING = histogram("decode_seconds", "Decoding and preparing one image")
 QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch")
 INFERENCE = histogram("inference_seconds", "Computing one batch")
 
-LINE = "method=%(method)s path=%(path)s status=%(status)s ms=%(ms)s images=%(images)s bytes=%(bytes)s id=%(id)s"
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
@@ -69,17 +71,19 @@ class MetricsPage:
 METRICS_PAGE = MetricsPage()
 
 
-def record(
-    status: int, route: str, method: str, path: str, seconds: float, images: int, size: int, request_id: str
-) -> None:
-    """Count and log an answer. Labels are bounded: `route` is one of the app's, an unknown method is `other`."""
+def record(status: int, route: str, method: str, path: str, seconds: float, more: Mapping[str, object]) -> None:
+    """Count and log an answer, with what `more` the log is to say.
+
+    Labels are bounded: `route` is one of the app's, an unknown method is `other`.
+    """
     method = method if method in METHODS else "other"
     requests_of(route, method, status).inc()
     latency_of(route).observe(seconds)
     if status in REASONS:
         REJECTED.labels(REASONS[status]).inc()
-    fields = {"method": method, "path": quoted(path[:200]), "status": status, "ms": round(1000 * seconds, 1)}
-    log.info(LINE, fields | {"images": images, "bytes": size, "id": request_id})
+    fields = {"method": method, "path": quoted(path[:200]), "status": status, "ms": round(1000 * seconds, 1), **more}
+    level = logging.DEBUG if route in PROBES else logging.INFO
+    log.log(level, " ".join(f"{name}=%({name})s" for name in fields), fields)
 
 
 @functools.lru_cache(1024)
@@ -99,7 +103,19 @@ def quoted(path: str) -> str:
     return urllib.parse.quote(path, safe="/:", encoding="latin-1", errors="replace")
 
 
-class JsonFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """Formats a log line as text, with its time by ISO 8601."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the time of a record on this machine's clock, with its zone: 2026-11-25T11:28:34.123+01:00."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        return time.astimezone().isoformat(timespec="milliseconds")
+
+
+class JsonFormatter(TextFormatter):
     """Formats a log line as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -7,13 +7,20 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 
 from keras_server import telemetry
+from keras_server.clients import client_address, trace_of
 
 ID = re.compile("[A-Za-z0-9._-]{1,64}")  # that a client may choose
 LENGTH = re.compile("[0-9]{1,18}")  # of a body
+DESCRIBED = {  # headers that describe() reads, and what WSGI calls them
+    "origin": "HTTP_ORIGIN",
+    "x-request-id": "HTTP_X_REQUEST_ID",
+    "x-forwarded-for": "HTTP_X_FORWARDED_FOR",
+    "traceparent": "HTTP_TRACEPARENT",
+}
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)  # the front's sockets never block anyway
 
 
@@ -30,7 +37,7 @@ class Ticket:
         self.images = self.pixels = 0
         self.seconds = 0.0  # of a processor that its pictures take
         self.large = False  # it has a turn among the large ones
-        self.method = self.path = self.id = self.origin = ""
+        self.method = self.path = self.id = self.origin = self.address = self.trace = ""
         self.size = 0
 
     @property
@@ -60,12 +67,18 @@ class Ticket:
         with self.looking:
             self.client = None
 
-    def describe(self, environ: Mapping[str, object]) -> None:
-        """Note what the log will say. An id that the client chose is kept where it is well-formed."""
+    def describe(self, environ: Mapping[str, object], proxies: Sequence[str] = ()) -> None:
+        """Note what the log will say, with the client's address as trusted `proxies` tell it.
+
+        An id and a trace that the client chose are kept where they are well-formed.
+        """
         self.method, self.path = str(environ["REQUEST_METHOD"]), str(environ["PATH_INFO"])
         size = str(environ.get("CONTENT_LENGTH") or "0")
         self.size = int(size) if LENGTH.fullmatch(size) else 0
         self.origin = str(environ.get("HTTP_ORIGIN", ""))
+        peer, forwarded = str(environ.get("REMOTE_ADDR", "")), str(environ.get("HTTP_X_FORWARDED_FOR", ""))
+        self.address = client_address(peer, forwarded, proxies)
+        self.trace = trace_of(str(environ.get("HTTP_TRACEPARENT", "")))
         chosen = str(environ.get("HTTP_X_REQUEST_ID", ""))
         self.id = self.id or (chosen if ID.fullmatch(chosen) else os.urandom(16).hex())
 
@@ -74,7 +87,9 @@ class Ticket:
         if not self.closed:
             self.closed = True
             seconds = time.monotonic() - self.arrived
-            telemetry.record(status, route, self.method, self.path, seconds, self.images, self.size, self.id)
+            more = {"images": self.images, "bytes": self.size, "client": self.address, "id": self.id}
+            more |= {"traceparent": self.trace} if self.trace else {}
+            telemetry.record(status, route, self.method, self.path, seconds, more)
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request that this thread serves

@@ -21,7 +21,16 @@ from keras_server.ticket import Ticket
 def shared() -> Iterator[FakeServer]:
     """A server that logs in JSON."""
     with FakeServer(
-        "--log-format", "json", "--max-upload-mb", "0.1", "--queue-size", "3", "--max-batch", "1"
+        "--log-format",
+        "json",
+        "--log-level",
+        "debug",
+        "--max-upload-mb",
+        "0.1",
+        "--queue-size",
+        "3",
+        "--max-batch",
+        "1",
     ) as server:
         yield server
 
@@ -125,10 +134,10 @@ def test_every_request_has_one_line(fake: FakeServer) -> None:
     milliseconds = found.pop("ms")
     assert isinstance(milliseconds, float)
     assert 0 < milliseconds < 30_000
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", str(found.pop("time")))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", str(found.pop("time")))
     assert found == {
         "level": "INFO", "method": "POST", "path": "/predict", "status": 200, "images": 1, "bytes": len(PIXEL),
-        "id": "taken-over.1",
+        "client": "127.0.0.1", "id": "taken-over.1",
     }  # fmt: skip
     for data, status in (
         (post(bytes(200_000), X_Request_ID="large"), 413),
@@ -146,7 +155,8 @@ def test_every_request_has_one_line(fake: FakeServer) -> None:
 def test_an_id_that_is_not_well_formed_is_replaced(fake: FakeServer, name: str) -> None:
     given = fake.ask(request(X_Request_ID=name)).headers["X-Request-ID"]
     assert re.fullmatch("[0-9a-f]{32}", given)
-    assert line(fake, given)["path"] == "/healthz"
+    found = line(fake, given)
+    assert (found["path"], found["level"]) == ("/healthz", "DEBUG")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -197,7 +207,7 @@ def test_a_ticket_is_closed_once(caplog: pytest.LogCaptureFixture, monkeypatch: 
         ticket.close(200)
     (message,) = caplog.messages
     assert message.startswith("method=GET path=/ status=504 ms=")
-    assert message.endswith(f" images=0 bytes=0 id={ticket.id}")
+    assert message.endswith(f" images=0 bytes=0 client= id={ticket.id}")
 
 
 def test_answers_have_careful_headers(client: FlaskClient, setting: Callable[..., None]) -> None:

@@ -12,13 +12,13 @@ from werkzeug.exceptions import HTTPException
 
 from keras_server.api import explanations, oip, pages, tfserving
 from keras_server.api.context import (
-    NEED_NO_KEY,
     App,
     Prepare,
     body_limit,
     cors_of,
     current_app,
     current_settings,
+    keys_for,
 )
 from keras_server.api.tensors import TensorError
 from keras_server.errors import (
@@ -60,7 +60,7 @@ def admit() -> None:
     request, settings = flask.request, current_settings()
     ticket = request.environ.get("ticket") or Ticket(settings.timeout)
     flask.g.ticket = ticket
-    ticket.describe(request.environ)
+    ticket.describe(request.environ, settings.trusted_proxies)
     TICKET.set(ticket)
     flask.g.since = time.monotonic()
     request.max_content_length = body_limit(settings)
@@ -68,14 +68,11 @@ def admit() -> None:
         request.query_string.decode()  # as werkzeug decodes it, where it is asked for an argument
     except UnicodeDecodeError:
         flask.abort(400, "What follows the ? of the address is not UTF-8: percent-encode it.")
-    if (
-        request.method != "OPTIONS"
-        and settings.api_key
-        and not (request.url_rule and request.url_rule.rule in NEED_NO_KEY)
-    ):
+    keys = keys_for(request.url_rule.rule if request.url_rule else "", settings)
+    if request.method != "OPTIONS" and keys:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         # Every key is compared, each in constant time, so that the time taken tells nothing.
-        equal = [hmac.compare_digest(key.strip().encode(), known.encode()) for known in settings.api_key]
+        equal = [hmac.compare_digest(key.strip().encode(), known.encode()) for known in keys]
         if scheme.lower() != "bearer" or not any(equal):
             flask.abort(401, "This server asks for a key: send the header 'Authorization: Bearer KEY'.")
 

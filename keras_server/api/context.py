@@ -18,12 +18,13 @@ from keras_server.models.registry import Registry
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
 from keras_server.settings import Settings
+from keras_server.telemetry import PROBES
 
 Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (width, height) -> (1, h, w, channels)
 
 # Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
-NEED_NO_KEY = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-NEED_NO_KEY |= {"/", "/docs", "/openapi.json", "/static/<path:filename>"}
+NEED_NO_KEY = {*PROBES, "/", "/docs", "/openapi.json", "/static/<path:filename>"}
+METRICS = "/metrics"  # which may have a key of its own
 
 
 class Request(flask.Request):
@@ -96,6 +97,13 @@ def current_model() -> Served:
 def cors_of(settings: Settings) -> Cors:
     """Return which other origins' pages may read the answers."""
     return Cors(settings.cors_origin)
+
+
+def keys_for(rule: str, settings: Settings) -> tuple[str, ...]:
+    """Return the keys of which a route takes each; none where it asks for none."""
+    if rule in NEED_NO_KEY:
+        return ()
+    return (*settings.api_key, settings.metrics_key) if rule == METRICS and settings.metrics_key else settings.api_key
 
 
 def decode_threads(settings: Settings) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import flask
 
 from keras_server import __version__
-from keras_server.api.context import NEED_NO_KEY
+from keras_server.api.context import NEED_NO_KEY, keys_for
 from keras_server.api.examples import curl, requests_of
 from keras_server.api.tensors import DATATYPES
 from keras_server.explain.heatmap import ramp
@@ -96,13 +96,13 @@ def document(spec: Spec, settings: Settings) -> dict[str, Any]:
     free = {path_of(rule) for rule in NEED_NO_KEY}
     for path, item in paths.items():
         for method in item.keys() & {"get", "post"}:
-            complete(item[method], method, path, spec.name, path not in free, bool(settings.api_key))
+            complete(item[method], method, path, spec.name, path not in free, bool(keys_for(path, settings)))
             line = curl(path, item[method], settings)
             item[method]["x-codeSamples"] = [{"lang": "Shell", "label": "curl", "source": line}]  # as Redoc reads them
     content["components"]["responses"] = {
         f"{kind}{status}": error(kind, status) for kind in ("Error", "ProtocolError") for status in ERRORS
     }
-    if settings.api_key:
+    if settings.api_key or settings.metrics_key:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return content
 

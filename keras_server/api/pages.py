@@ -12,7 +12,7 @@ import prometheus_client as prometheus
 
 from keras_server import telemetry
 from keras_server.api import docs
-from keras_server.api.context import App, current_app, current_model, current_settings
+from keras_server.api.context import METRICS, App, current_app, current_model, current_settings
 from keras_server.errors import NOT_LOADED, STOPPING, error_body
 from keras_server.models.registry import NotLoaded
 
@@ -98,7 +98,7 @@ def problem_of(app: App) -> str:
     return STOPPING if app.draining.is_set() else app.current_model().problem(app.settings().timeout)
 
 
-@routes.get("/metrics")
+@routes.get(METRICS)
 def metrics() -> Any:
     """Figures for Prometheus."""
     return flask.Response(telemetry.METRICS_PAGE.render(), content_type=prometheus.CONTENT_TYPE_LATEST)

@@ -15,7 +15,7 @@ import gevent.socket
 from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
 from keras_server.front import http, limits
 from keras_server.front.http import Answer, Head, Refusal
-from keras_server.ticket import Ticket
+from keras_server.ticket import DESCRIBED, Ticket
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -65,7 +65,8 @@ class Connection:
 
     def __init__(self, sock: gevent.socket.socket, address: tuple[object, ...], front: Front):
         self.socket, self.front = sock, front
-        self.environ = front.environ | {"REMOTE_ADDR": address[0]}
+        self.address = str(address[0])
+        self.environ = front.environ | {"REMOTE_ADDR": self.address}
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # For a ticket's look from other threads, which must not wait in gevent. It never outlives the other.
         self.plain_socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
@@ -197,9 +198,9 @@ class Connection:
 
     def describe(self) -> None:
         """Note in the ticket what the log will say."""
-        fields = self.head.fields
-        environ = {"HTTP_X_REQUEST_ID": fields.get("x-request-id", ""), "HTTP_ORIGIN": fields.get("origin", "")}
-        self.ticket.describe(environ | {"REQUEST_METHOD": self.head.method, "PATH_INFO": self.head.path})
+        environ = {variable: self.head.fields.get(name, "") for name, variable in DESCRIBED.items()}
+        environ |= {"REQUEST_METHOD": self.head.method, "PATH_INFO": self.head.path, "REMOTE_ADDR": self.address}
+        self.ticket.describe(environ, self.front.limits.proxies)
         self.ticket.size = self.size
 
     def error(self, status: int, sentence: str = "") -> Answer:

@@ -43,3 +43,4 @@ class Limits:
     requests: int  # that have arrived and are not answered
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
+    proxies: tuple[str, ...]  # networks of those whose X-Forwarded-For is believed
