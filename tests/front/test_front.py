@@ -33,7 +33,7 @@ def table(cases: dict[str, tuple[int, bytes]]) -> list[Any]:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[FakeServer]:
     """A server that most tests share."""
-    with FakeServer("--queue-size", "4", "--max-batch", "1") as server:
+    with FakeServer("--queue-size", "4", "--max-batch", "1", "--log-level", "debug") as server:
         yield server
 
 

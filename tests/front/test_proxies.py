@@ -22,7 +22,8 @@ LAST = request("/healthz", Connection="close")
 @pytest.fixture(scope="module")
 def fake() -> Iterator[FakeServer]:
     """A server that closes idle connections soon."""
-    with FakeServer("--keep-alive", "0.5", "--timeout", "20", SILENT_SECONDS=0.2, LINGER_SECONDS=0.5) as server:
+    options = ("--keep-alive", "0.5", "--timeout", "20", "--log-level", "debug")
+    with FakeServer(*options, SILENT_SECONDS=0.2, LINGER_SECONDS=0.5) as server:
         yield server
 
 
