@@ -19,7 +19,7 @@ test: .venv/dev .venv-clients/done $(AXE)
 
 # What fails is kept in tests/data/fuzz, where a test finds it from then on.
 fuzz: .venv/dev
-	$(BIN)/python -W ignore tests/fuzzing.py --seconds $(or $(SECONDS),600)
+	$(BIN)/python -W ignore tests/fuzzing.py --seconds $(or $(SECONDS),600) $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -320,7 +320,8 @@ def fuzz(name: str, target: Target, seconds: float) -> int:
 def fuzz_http(seconds: float) -> int:
     """Send messages to a server for so long; returns how many it answered."""
     end, answers = time.monotonic() + seconds, 0
-    with FakeServer("--timeout", "5", "--queue-size", "8", HEAD_SECONDS=2, IDLE_SECONDS=2, SILENT_SECONDS=1) as fake:
+    options = ("--timeout", "5", "--queue-size", "8", "--keep-alive", "2")
+    with FakeServer(*options, HEAD_SECONDS=2, SILENT_SECONDS=1) as fake:
         while time.monotonic() < end:
             answers += send_messages(fake, 300, Random().getrandbits(64))
         assert fake.ask(post()).status == 200
