@@ -184,8 +184,8 @@ def label_all(names: Sequence[str], source: Answering, run: Run) -> None:
     """Have all photos answered and written, in order, until Ctrl-C or an error that all would share."""
 
     def stop_softly(*_: int | FrameType | None) -> None:
-        if run.stopped:
-            os._exit(130)
+        # The system's own way from now on: a handler of Python's waits for a main thread that may just begin to sleep.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         run.stopped = True
         source.give_up()
         tell("Stopping: what is under way is still written. Ctrl-C again ends at once.")
