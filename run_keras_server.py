@@ -178,6 +178,7 @@ def limits(settings: Settings) -> Limits:
         mebibytes=settings.max_upload_mb,
         held=api.bodies_limit(settings),
         seconds=settings.timeout,
+        per_address=settings.connections_per_address,
         keep_alive=settings.keep_alive,
         requests=settings.queue_size + settings.max_batch,
         threads=api.threads(settings),

@@ -98,6 +98,8 @@ class Settings:
         number(float, 0.01, 86_400), "SECONDS")
     keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",
         number(float, 0.1, 86_400), "SECONDS")
+    connections_per_address: int = setting(1024, "most connections of one address, or of one /64 of IPv6, but for "
+        "this machine's own; 0: any number", number(int, 0, 100_000), "N")
     drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
         "while /readyz says no", number(float, 0, 3600), "SECONDS")
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "

@@ -33,6 +33,7 @@ def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = B
 
 REQUESTS = counter("requests", "Requests answered", "route", "method", "status")
 REJECTED = counter("rejected", "Requests turned away", "reason")
+UNSENT = counter("unsent", "Answers that were not sent whole")
 IMAGES = counter("images", "Images answered with predictions")
 BATCH = histogram("batch_size", "Rows computed at once", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 WAITING = prometheus.Gauge("keras_server_queue_length", "Rows that wait for the model", registry=METRICS)
@@ -46,8 +47,8 @@ PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
-    414: "too large", 415: "media type", 422: "bad request", 431: "too large", 499: "client left", 501: "bad request",
-    503: "overload", 504: "too late",
+    414: "too large", 415: "media type", 422: "bad request", 429: "too many", 431: "too large", 499: "client left",
+    501: "bad request", 503: "overload", 504: "too late",
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def stats() -> dict[str, Any]:
         "queued": len(found.predictions.queue) + len(found.pages.queue),
         "running": found.predictions.running + found.pages.running,
         "held": found.held,
+        "bodies": len(found.bodies),
         "connections": len(found.pool),
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
+import logging
 import socket
 import time
 from http.client import responses
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 import gevent
 import gevent.socket
 
+from keras_server import telemetry
 from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
 from keras_server.front import http, limits
 from keras_server.front.http import Answer, Head, Refusal
@@ -23,9 +26,11 @@ if TYPE_CHECKING:
     from keras_server.front.server import Front
 
 
+CROWDED = "This address has {} connections, and may have no more: close some, or use them for several requests."
 SLOW_HEAD = "The request's head did not arrive in time."
-SLOW_BODY = "The request's body did not arrive in time: send a smaller picture."
-SMALL_CHUNKS = "The request's body comes in chunks that are too small."
+SLOW_BODY = "The request's body did not arrive in time: send a smaller picture, or send it faster."
+
+log = logging.getLogger("keras_server")
 
 AWAY = bytearray(256 * 1024)  # for what nobody wants to read
 
@@ -36,7 +41,6 @@ class Reader(io.RawIOBase):
     def __init__(self, sock: gevent.socket.socket):
         self.socket = sock
         self.until = 0.0
-        self.count = 0  # bytes
         self.turn, self.steps = 0.0, 0
 
     def readable(self) -> bool:
@@ -47,7 +51,6 @@ class Reader(io.RawIOBase):
         """Read what has come, at least one byte unless the client has ended."""
         self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
         size: int = self.socket.recv_into(buffer)
-        self.count += size
         self.let_others()
         return size
 
@@ -60,6 +63,15 @@ class Reader(io.RawIOBase):
             gevent.sleep(0)
 
 
+def owner_of(address: str) -> str:
+    """Return whose an address is: empty for this machine, the /64 of an address of IPv6, which one client has."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_loopback:
+        return ""
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)
+
+
 class Connection:
     """A client's connection, in a greenlet of its own, which alone reads, writes and closes the socket."""
 
@@ -67,7 +79,10 @@ class Connection:
         self.socket, self.front = sock, front
         self.address = str(address[0])
         self.environ = front.environ | {"REMOTE_ADDR": self.address}
+        self.owner = owner_of(self.address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.UNSENT_BYTES)
         # For a ticket's look from other threads, which must not wait in gevent. It never outlives the other.
         self.plain_socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
         self.reader = Reader(sock)
@@ -97,6 +112,19 @@ class Connection:
         finally:
             self.plain_socket.detach()
             self.socket.close()
+
+    def turn_away(self, sentence: str) -> None:
+        """Answer 429 at once, whatever the client asks for, and close the socket."""
+        self.closing = True
+        with contextlib.suppress(OSError):
+            self.socket.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                self.socket.recv_into(AWAY)  # what was not read would take the answer back
+            self.socket.send(http.render(self.error(429, sentence), self.head, 0))
+            self.socket.shutdown(socket.SHUT_WR)
+        self.ticket.release()
+        self.plain_socket.detach()
+        self.socket.close()
 
     def serve_one(self) -> bool:
         """Wait for a request and answer it; returns whether another may follow.
@@ -170,7 +198,8 @@ class Connection:
             if not keep:
                 raise Refusal(503, OVERLOADED)
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.reader.until, before = self.ticket.due, self.reader.count
+        started, due = time.monotonic(), self.ticket.due
+        self.reader.until = min(due, started + limits.STALL_SECONDS)
         pieces = list[bytes]()
         front.bodies.add(self)
         try:
@@ -178,8 +207,7 @@ class Connection:
                 self.size += len(piece)
                 if self.size > limit:
                     raise too_large
-                if self.reader.count - before > 2 * self.size + limits.FRAMING_BYTES:
-                    raise Refusal(400, SMALL_CHUNKS)
+                self.reader.until = min(due, started + limits.STALL_SECONDS + self.size / limits.LEAST_RATE)
                 if keep:
                     pieces.append(piece)
                     self.held += len(piece)
@@ -218,13 +246,24 @@ class Connection:
         self.write(http.render(answer, self.head, 0 if self.closing else self.front.limits.keep_alive))
 
     def write(self, data: bytes) -> None:
-        """Write bytes. Raises TimeoutError where the client takes none of them, or not all, within its time."""
-        until, rest = time.monotonic() + limits.SEND_SECONDS, memoryview(data)
-        self.socket.settimeout(limits.STALL_SECONDS)
-        while rest:
-            if time.monotonic() > until:
-                raise TimeoutError
-            rest = rest[self.socket.send(rest) :]
+        """Write bytes. Raises OSError where the client stalls, takes them slower than LEAST_RATE, or has left.
+
+        A steady client has as long as it needs: no time bounds the whole.
+        """
+        started, sent = time.monotonic(), 0
+        try:
+            while sent < len(data):
+                late = started + limits.STALL_SECONDS + sent / limits.LEAST_RATE
+                left = min(limits.STALL_SECONDS, late - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError
+                self.socket.settimeout(left)
+                sent += self.socket.send(memoryview(data)[sent:])
+        except OSError as error:
+            telemetry.UNSENT.inc()
+            why = "takes no more" if isinstance(error, TimeoutError) else "has left"
+            log.warning("Not sent whole: %d of %d bytes, id=%s; the client %s.", sent, len(data), self.ticket.id, why)
+            raise
 
     def linger(self) -> None:
         """Read away what the client still sends: closed at once, the kernel would take the answer back with a reset."""

@@ -24,6 +24,10 @@ PIECE_BYTES = 64 * 1024  # of a body that are read at once
 
 TLS = b"\x16"  # the first byte of its handshake (RFC 8446, 5.1)
 
+SMALL_CHUNKS = "The request's body comes in chunks that are too small."
+MANY_FIELDS = (
+    f"The request has more than {limits.FIELDS} header fields, or trailers larger than {limits.TRAILER_BYTES} bytes."
+)
 BROKEN_OFF = "The request's body broke off, or is not in the chunks that HTTP asks for."
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -124,6 +128,8 @@ def read_fields(stream: Stream, fields: dict[str, str]) -> list[str]:
             raise ConnectionAbortedError
         if size >= limits.HEAD_BYTES:
             raise Refusal(431, f"The request's head is larger than {limits.HEAD_BYTES} bytes.")
+        if len(names) == limits.FIELDS:
+            raise Refusal(431, MANY_FIELDS)
         if not (match := FIELD.fullmatch(line.decode("latin-1"))):
             raise Refusal
         name, value = match[1].lower(), match[2].strip("\t ")
@@ -155,23 +161,27 @@ def read_body(stream: Stream, head: Head) -> Iterator[bytes]:
     if not head.chunked:
         yield from read_exactly(stream, head.length)
         return
+    chunks = total = 0
     while True:
         if not (match := CHUNK.fullmatch(stream.readline(limits.CHUNK_LINE_BYTES))):
             raise Refusal(400, BROKEN_OFF)
         if not (size := int(match[1], 16)):
             break
+        chunks, total = chunks + 1, total + size
+        if chunks > limits.CHUNKS + total // limits.CHUNK_BYTES:  # each costs as much as hundreds of bytes
+            raise Refusal(400, SMALL_CHUNKS)
         yield from read_exactly(stream, size)
         if stream.read(2) != b"\r\n":
             raise Refusal(400, BROKEN_OFF)
     left = limits.TRAILER_BYTES
-    for _ in range(limits.TRAILERS + 1):
+    for _ in range(limits.FIELDS + 1):
         line = stream.readline(left)
         left -= len(line)
         if line == b"\r\n":
             return
-        if not FIELD.fullmatch(line.decode("latin-1")):
-            break
-    raise Refusal(400, BROKEN_OFF)
+        if left and not FIELD.fullmatch(line.decode("latin-1")):
+            raise Refusal(400, BROKEN_OFF)
+    raise Refusal(431, MANY_FIELDS)
 
 
 def read_exactly(stream: Stream, size: int) -> Iterator[bytes]:

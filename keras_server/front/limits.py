@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 # Times
 HEAD_SECONDS = 10  # from a request's first byte to the end of its head
-STALL_SECONDS = 10  # in which a client takes nothing of its answer
-SEND_SECONDS = 120  # in which it has to have taken all of it
+STALL_SECONDS = 10  # in which a client sends or takes nothing, or less in all than LEAST_RATE asks for
 LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
 SHAKE_SECONDS = 0.1  # in which connections that clients have begun to make are still made, before the port closes
@@ -20,11 +19,15 @@ LOOK_SECONDS = 0.25  # between two looks at which clients have left
 HEAD_BYTES = 32 * 1024
 LINE_BYTES = 8 * 1024  # of the head's first line
 CHUNK_LINE_BYTES = 1024  # of a chunk's size and extensions
-FRAMING_BYTES = 128 * 1024  # that a chunked body may have over its content: a byte a chunk would cost much for little
 TRAILER_BYTES = 8 * 1024
-TRAILERS = 100  # fields
+FIELDS = 100  # of a head, and of trailers
+CHUNKS = 1000  # that may be as small as they like
+CHUNK_BYTES = 256  # that further ones have on average
+
+UNSENT_BYTES = 16 * 1024  # of an answer that the kernel keeps: with megabytes, steady clients would seem to stall
 
 # Numbers
+LEAST_RATE = 1000  # bytes a second of a body or an answer
 CONNECTIONS = 8192  # more wait in the kernel
 PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
 PAGES = 66  # such requests at once
@@ -39,6 +42,7 @@ class Limits:
     mebibytes: float  # likewise, as a person would say it
     held: int  # bytes of all bodies that are not answered
     seconds: float  # from a request's arrival to its answer
+    per_address: int  # connections of a client's address that is not this machine's; 0: any number
     keep_alive: float  # seconds that a connection may be silent before and between requests
     requests: int  # that have arrived and are not answered
     threads: int

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication
 
@@ -24,7 +25,7 @@ from gevent.server import StreamServer
 
 from keras_server.errors import Cors
 from keras_server.front import limits as constants
-from keras_server.front.connection import Connection
+from keras_server.front.connection import CROWDED, Connection
 from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
 from keras_server.front.listener import refuse_new
@@ -71,6 +72,7 @@ class Front:
         self.headless: dict[Connection, None] = {}  # connections without a whole head, the oldest first
         self.bodies: set[Connection] = set()  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
+        self.owners = Counter[str]()  # of connections, by addresses
         self.closing = False  # the port is closed
         self.status = 0
         self.stopped = Event()
@@ -96,12 +98,33 @@ class Front:
         self.pages.give_up_abandoned()
 
     def handle(self, sock: gevent.socket.socket, address: tuple[object, ...]) -> None:
-        """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut."""
-        if self.pool.full() and self.headless:
-            oldest = next(iter(self.headless))
+        """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut.
+
+        That is one without a request. Where an address has too many, one of its own gives way, or the new one is turned
+        away.
+        """
+        connection = Connection(sock, address, self)
+        owner, most = connection.owner, self.limits.per_address
+        if owner and most and self.owners[owner] >= most and not self.cut_silent(owner):
+            connection.turn_away(CROWDED.format(most))
+            return
+        if self.pool.full():
+            self.cut_silent()
+        self.owners[owner] += 1
+        try:
+            connection.serve()
+        finally:
+            self.owners[owner] -= 1
+            if not self.owners[owner]:
+                del self.owners[owner]
+
+    def cut_silent(self, owner: str = "") -> bool:
+        """Cut the connection that has no request for longest, of all or of an owner; returns whether there was one."""
+        mine = (connection for connection in self.headless if owner in ("", connection.owner))
+        if oldest := next(mine, None):
             del self.headless[oldest]
             oldest.hang_up()
-        Connection(sock, address, self).serve()
+        return oldest is not None
 
     def make_room(self) -> None:
         """Where bodies take too much memory, give up the largest of those that are still being sent."""

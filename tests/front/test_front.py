@@ -18,6 +18,7 @@ import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, has_ipv6, post, request, wait_until
 
 import run_keras_server as server
+from keras_server.front.connection import owner_of
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -88,7 +89,7 @@ def fake(shared: FakeServer) -> Iterator[FakeServer]:
             "lone %": (404, b"GET /%zz% HTTP/1.1\r\nHost: a\r\n\r\n"),
             "long query": (200, b"GET /healthz?" + b"a" * 8000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
             "odd Host": (200, b"GET /healthz HTTP/1.1\r\nHost: a b/c?d@:e\r\n\r\n"),
-            "5000 fields": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 5000 + b"\r\n"),
+            "100 fields": (200, b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 99 + b"\r\n"),
         }
     ),
 )
@@ -104,6 +105,7 @@ BODY = b"\r\nContent-Length: %d\r\n\r\n%b" % (len(PIXEL), PIXEL)
     ("status", "data"),
     table(
         {
+            "101 fields": (431, b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 100 + b"\r\n"),
             "two lengths": (400, PREDICT + b"Content-Length: 1\r\nContent-Length: 5\r\n\r\n"),
             "one length twice": (400, PREDICT + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
             "two lengths in a field": (400, PREDICT + b"Content-Length: 5, 5\r\n\r\n"),
@@ -160,7 +162,7 @@ BODY = b"\r\nContent-Length: %d\r\n\r\n%b" % (len(PIXEL), PIXEL)
             "bare line feed after a chunk": (400, CHUNKED + b"1\r\na\n0\r\n\r\n"),
             "endless extension": (400, CHUNKED + b"1;" + b"a" * 20_000),
             "bad trailer": (400, CHUNKED + b"1\r\na\r\n0\r\nX A: b\r\n\r\n"),
-            "endless trailer": (400, CHUNKED + b"1\r\na\r\n0\r\nX-A: " + b"b" * 20_000),
+            "endless trailer": (431, CHUNKED + b"1\r\na\r\n0\r\nX-A: " + b"b" * 20_000),
             "long address": (414, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
             "endless address": (414, b"GET /" + b"a" * 9000),
             "long field": (431, b"GET / HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * 40_000 + b"\r\n\r\n"),
@@ -189,14 +191,25 @@ def test_a_client_that_is_still_sending_its_head_can_read_that_it_is_too_large(f
         assert answer.status == 431
 
 
-def test_a_byte_a_chunk_is_refused_before_it_costs_much(fake: FakeServer) -> None:
+@pytest.mark.parametrize(
+    ("refused", "sizes"),
+    [
+        (False, [8] * 1000),
+        (True, [8] * 1100),
+        (False, [256] * 20_000),
+        (True, [240] * 20_000),
+        (True, [100_000, *[1] * 1500]),
+        (False, [200_000, *[1] * 1500]),
+    ],
+)
+def test_small_chunks_are_refused_before_they_cost_much(fake: FakeServer, refused: bool, sizes: list[int]) -> None:
     with fake.raw() as raw:
         with contextlib.suppress(OSError):
-            raw.send(CHUNKED + b"1\r\na\r\n" * 100_000)
+            raw.send(CHUNKED + b"".join(b"%x\r\n%b\r\n" % (size, bytes(size)) for size in sizes) + b"0\r\n\r\n")
         answer = raw.answer()
     assert answer
-    assert answer.status == 400
-    assert "too small" in answer.json["error"]
+    assert answer.status == 400  # those that were read whole are no pictures
+    assert ("too small" in answer.json["error"]) is refused
 
 
 def test_a_head_or_body_that_breaks_off_is_not_taken_for_a_request(fake: FakeServer) -> None:
@@ -321,6 +334,73 @@ def test_slow_clients_take_no_thread_no_place_and_are_cut() -> None:
         assert "Traceback" not in fake.log
 
 
+def test_a_body_slower_than_the_least_rate_is_cut_and_a_faster_one_is_read() -> None:
+    # A second, and then as long as what has come is worth, at 5,000 bytes a second.
+    with FakeServer(STALL_SECONDS=1, LEAST_RATE=5000, LINGER_SECONDS=1) as fake, fake.raw() as slow, fake.raw() as fast:
+        started = time.monotonic()
+        slow.send(PREDICT + b"Content-Length: 1000000\r\n\r\n" + bytes(2500))
+        fast.send(PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 300_000) + PIXEL + bytes(200_000))
+        answer = slow.answer()
+        assert answer
+        assert answer.status == 408
+        assert "faster" in answer.json["error"]
+        assert time.monotonic() - started > 1.4  # and far from the 30 s of --timeout
+        answer = fast.send(bytes(100_000)).answer()
+        assert answer
+        assert answer.status == 200
+
+
+def test_an_address_has_so_many_connections_and_this_machine_as_many_as_it_likes() -> None:
+    with FakeServer("--connections-per-address", "1") as fake:
+        raws = [fake.raw() for _ in range(5)]
+        for raw in raws:
+            assert raw.send(request()).answer()
+            raw.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "owner"),
+    [
+        ("127.0.0.1", ""),
+        ("::1", ""),
+        ("::ffff:127.0.0.1", ""),
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_who_an_address_belongs_to(address: str, owner: str) -> None:
+    assert owner_of(address) == owner
+
+
+def test_an_address_with_too_many_connections_is_told_so() -> None:
+    (own,) = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), 0, socket.AF_INET)} or {""}
+    if own.startswith("127."):
+        pytest.skip("This machine has no other address than its own.")
+    with FakeServer("--host", "0.0.0.0", "--connections-per-address", "3") as fake:
+        head = PREDICT + b"Content-Length: %d\r\n\r\n" % len(PIXEL)
+        raws = [Raw(fake.port, address=own).send(head) for _ in range(3)]
+        fake.wait(connections=3)
+        wait_until(lambda: fake.tell()["bodies"] == 3)
+        with Raw(fake.port, address=own) as fourth:
+            answer = fourth.answer()
+            assert answer
+            assert answer.status == 429
+            assert answer.json["error"].startswith("This address has 3 connections")
+            assert fourth.ended()
+        assert fake.ask(request()).status == 200  # others
+        answer = raws[0].send(PIXEL).answer()  # and now waits for a next request, and gives way
+        assert answer
+        assert answer.status == 200
+        with Raw(fake.port, address=own) as fourth:
+            assert fourth.send(request()).answer()
+            assert raws[0].ended()
+        for raw in raws:
+            raw.close()
+        fake.wait(connections=0)
+
+
 def test_silent_connections_are_closed() -> None:
     with FakeServer("--keep-alive", "0.5", **SHORT) as fake, fake.raw() as new, fake.raw() as kept:
         assert kept.send(request()).answer()
@@ -339,15 +419,22 @@ def test_a_connection_is_kept_for_as_long_as_its_answers_say() -> None:
         assert raw.ended()  # and not after the half minute for which the test would wait
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut() -> None:
+def test_a_client_that_does_not_read_its_answer_is_cut_and_the_log_says_so() -> None:
     with FakeServer(STALL_SECONDS=0.5, SILENT_SECONDS=0.2) as fake:
         raw = Raw(fake.port, window=4096)
         raw.socket.settimeout(0.2)
         with contextlib.suppress(OSError):  # the last of them stay in the kernel's buffers, on either side
             raw.send(request("/metrics") * 20_000)
+        wait_until(lambda: "Not sent whole" in fake.log)
         fake.wait(connections=0)
         raw.close()
         assert "Traceback" not in fake.log
+        (line,) = re.findall(
+            r"WARNING Not sent whole: (\d+) of (\d+) bytes, id=(\w+); the client takes no more", fake.log
+        )
+        assert int(line[0]) < int(line[1])
+        assert re.search(rf"status=200 .* id={line[2]}", fake.log)
+        assert "keras_server_unsent_total 1.0" in fake.ask(request("/metrics")).body.decode()
 
 
 def test_a_client_that_sends_without_end_is_cut_and_others_are_served() -> None:
@@ -717,9 +804,12 @@ def test_the_case_of_a_field_s_value_does_not_matter(fake: FakeServer, value: st
     ("status", "trailers"),
     [
         (200, b"X-A: b\r\n" * 100),
-        (400, b"X-A: b\r\n" * 101),
+        (431, b"X-A: b\r\n" * 101),
         (200, b"X-A: " + b"b" * 8183 + b"\r\n"),
-        (400, b"X-A: " + b"b" * 8184 + b"\r\n"),
+        (431, b"X-A: " + b"b" * 8184 + b"\r\n"),
+        (400, b"X-A: b\n"),
+        (400, b"X-A: b\rX-B: c\r\n"),
+        (400, b"X-A b\r\n"),
     ],
 )
 def test_trailers_are_bounded(fake: FakeServer, status: int, trailers: bytes) -> None:
