@@ -29,6 +29,8 @@ UNSENT_BYTES = 16 * 1024  # of an answer that the kernel keeps: with megabytes, 
 # Numbers
 LEAST_RATE = 1000  # bytes a second of a body or an answer
 CONNECTIONS = 8192  # more wait in the kernel
+FEW_CONNECTIONS = 256  # fewer are warned of
+OTHER_FILES = 128  # that are left for other things, or half of all
 PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
 PAGES = 66  # such requests at once
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait

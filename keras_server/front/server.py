@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
 import sys
 import threading
 from collections import Counter
@@ -28,7 +27,7 @@ from keras_server.front import limits as constants
 from keras_server.front.connection import CROWDED, Connection
 from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
-from keras_server.front.listener import refuse_new
+from keras_server.front.listener import connections, refuse_new
 
 log = logging.getLogger("keras_server")
 
@@ -137,8 +136,7 @@ class Front:
     def stop_softly(self) -> None:
         """On a signal: tell the probes, take connections for the grace period, answer what was accepted, end."""
         if self.draining.is_set():
-            log.warning("Stopped at once, on a second signal.")
-            os._exit(1)
+            return
         log.info("Stopping: connections are taken for %g s more, then what is accepted is answered.", self.limits.grace)
         self.draining.set()
         gevent.spawn(self.drain, self.limits.grace, self.limits.seconds + constants.STALL_SECONDS)
@@ -198,13 +196,3 @@ def give_memory_back() -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(mmap_threshold, size)
         ctypes.CDLL(None).mallopt(arena_max, arenas)
-
-
-def connections() -> int:
-    """Return how many connections there may be: each is an open file, and some are needed for other things."""
-    try:
-        import resource
-    except ImportError:
-        return constants.CONNECTIONS
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return constants.CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(constants.CONNECTIONS, files - 128))

@@ -521,7 +521,7 @@ def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves
 # Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains(number: int) -> None:
     with FakeServer("--drain-seconds", "1", "--queue-size", "8") as fake:
         idle = fake.raw()
@@ -551,16 +551,6 @@ def test_a_signal_drains(number: int) -> None:
             raw.close()
         assert fake.end() == 0
         assert "Traceback" not in fake.log
-
-
-def test_a_second_signal_ends_at_once() -> None:
-    with FakeServer("--drain-seconds", "3600") as fake:
-        raws = fake.occupy(1)
-        fake.signal()
-        wait_until(lambda: "Stopping" in fake.log)
-        fake.signal()
-        assert fake.end() == 1
-        raws[0].close()
 
 
 def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
