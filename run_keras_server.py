@@ -30,6 +30,7 @@ from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
 from keras_server.front.signals import end_at_once, on_signals
+from keras_server.hosts import LOOPBACK, Hosts
 from keras_server.models import registry
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
@@ -156,12 +157,13 @@ def serve() -> int:
     listeners = bind(settings.host, settings.port)
     say(" * Loading the Keras model: please wait until the server has fully started")
     served = start_model()
-    if not settings.api_key and not all(map(is_local, listeners)):
+    local = all(map(is_local, listeners))
+    if not settings.api_key and not local:
         log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
     raise_file_limit()
     for listener in listeners:
         listener.listen(1024)
-    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
+    front = Front(listeners, app, limits(settings, local), app.draining, api.probes(app), api.cors_of(settings))
     served.batcher.on_death = front.die
     on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
     front.start()
@@ -174,8 +176,8 @@ def serve() -> int:
     return front.status
 
 
-def limits(settings: Settings) -> Limits:
-    """Return what the front needs to know of the settings."""
+def limits(settings: Settings, local: bool) -> Limits:
+    """Return what the front needs to know of the settings, and of whether only this machine reaches it."""
     return Limits(
         body=api.body_limit(settings),
         mebibytes=settings.max_upload_mb,
@@ -187,6 +189,7 @@ def limits(settings: Settings) -> Limits:
         threads=api.threads(settings),
         grace=settings.drain_seconds,
         proxies=settings.trusted_proxies,
+        hosts=Hosts(settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",))),
     )
 
 

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from keras_server import __version__
-from keras_server.readers import Several, checksum, colour, network, number, one_of, origin, switch
+from keras_server.readers import Several, checksum, colour, host_name, network, number, one_of, origin, switch
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
@@ -111,6 +111,9 @@ class Settings:
         "X-Forwarded-For says who asks, for the log; may be repeated, in the environment with commas", network)
     cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
         "the environment with commas", origin)
+    allowed_hosts: tuple[str, ...] = setting((), "name or address under which clients reach the server, such as "
+        "example.org, or .example.org with all below it, or *; where none is given, any, but on localhost those of "
+        "this machine alone; may be repeated, in the environment with commas", host_name)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
     log_level: str = setting("info", "debug, info, warning or error; probes are logged at debug, all other requests at "
         "info", one_of("debug", "info", "warning", "error"))

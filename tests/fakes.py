@@ -144,10 +144,11 @@ class FakeServer:
         environment: dict[str, str] | None = None,
         files: int = 0,
         stderr: int | None = None,
+        any_host: bool = True,
         **constants: Any,
     ):
         constants = {"METRICS_SECONDS": 0} | constants  # so that tests see at once what they did
-        options = ("--port", "0", "--drain-seconds", "0", *options)
+        options = ("--port", "0", "--drain-seconds", "0", *(["--allowed-hosts", "*"] if any_host else []), *options)
         command = [sys.executable, str(HERE / "fake_server.py"), json.dumps(constants), *options]
         if files:  # how many may be open
             command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]

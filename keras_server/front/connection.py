@@ -15,7 +15,7 @@ import gevent
 import gevent.socket
 
 from keras_server import telemetry
-from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
+from keras_server.errors import FAILED, OTHER_HOST, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
 from keras_server.front import http, limits
 from keras_server.front.http import Answer, Head, Refusal
 from keras_server.ticket import DESCRIBED, Ticket
@@ -167,6 +167,8 @@ class Connection:
             raise Refusal(408, SLOW_HEAD) from None
         finally:
             front.headless.pop(self, None)
+        if not front.limits.hosts.allow(head.host, head.path in front.probes):
+            raise Refusal(421, OTHER_HOST)
         self.closing = not head.keep_alive
         lane = front.lane(head.method)
         body = self.read_body(keep=not lane.full)

@@ -174,6 +174,7 @@ def server_of(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, str(HERE / "fake_server.py"), "{}", "--port", str(port), "--drain-seconds", "0"]
+    command += ["--allowed-hosts", "*"]
     shell = ["bash", "-c", f'exec "$@" {redirection}', "-", *command]
     with subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, text=True) as process:
         try:
