@@ -71,7 +71,7 @@ class Front:
         self.headless: dict[Connection, None] = {}  # connections without a whole head, the oldest first
         self.bodies: set[Connection] = set()  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
-        self.owners = Counter[str]()  # of connections, by addresses
+        self.owners = Counter[str]()  # of connections, or of requests by way of proxies, by clients' addresses
         self.closing = False  # the port is closed
         self.status = 0
         self.stopped = Event()
@@ -103,16 +103,29 @@ class Front:
         away.
         """
         connection = Connection(sock, address, self)
-        owner, most = connection.owner, self.limits.per_address
-        if owner and most and self.owners[owner] >= most and not self.cut_silent(owner):
-            connection.turn_away(CROWDED.format(most))
+        if self.is_crowded(connection.owner) and not self.cut_silent(connection.owner):
+            connection.turn_away(CROWDED.format(self.limits.per_address))
             return
         if self.pool.full():
             self.cut_silent()
-        self.owners[owner] += 1
+        self.enter(connection.owner)
         try:
             connection.serve()
         finally:
+            self.leave(connection.owner)
+
+    def is_crowded(self, owner: str) -> bool:
+        """Return whether an owner has all the connections, or requests by way of proxies, that it may have."""
+        return owner != "" and 0 < self.limits.per_address <= self.owners[owner]
+
+    def enter(self, owner: str) -> None:
+        """Count one more of an owner."""
+        if owner:
+            self.owners[owner] += 1
+
+    def leave(self, owner: str) -> None:
+        """Count one less."""
+        if owner:
             self.owners[owner] -= 1
             if not self.owners[owner]:
                 del self.owners[owner]
