@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 # Of every node; Ray reads it when it is imported. What the environment says already stays.
@@ -50,7 +51,9 @@ from starlette.middleware import Middleware
 
 import run_keras_server as server
 from keras_server.api import threads
+from keras_server.clients import address
 from keras_server.gate import Gate, with_ticket
+from keras_server.hosts import LOOPBACK
 from keras_server.machine import processors
 
 log = logging.getLogger("keras_server")
@@ -106,12 +109,14 @@ def main() -> int:
     """Serve on this machine until Ctrl-C or SIGTERM, then answer what was accepted. Returns the exit status."""
     server.configure(sys.argv[1:])
     settings = server.settings
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
+    if not settings.allowed_hosts and (ip := address(host)) and ip.is_loopback:
+        settings = replace(settings, allowed_hosts=LOOPBACK)
     os.environ.update(settings.environment())  # for the proxy and the replica, which are processes of their own
     os.environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = str(math.ceil(settings.timeout) + 5)
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init("local", include_dashboard=False, num_cpus=processors())
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
     kept = math.ceil(settings.keep_alive)
     serve.start(http_options={"host": host, "port": settings.port, "keep_alive_timeout_s": kept})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which takes it, too
