@@ -31,6 +31,7 @@ from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.server import Front, give_memory_back
+from keras_server.front.systemd import taken_over
 from keras_server.models import registry
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
@@ -148,18 +149,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
-        listeners = bind(settings.host, settings.port)
+        systemd = taken_over()
+        listeners = systemd.listeners or bind(settings.host, settings.port)
         print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
         served = start_model()
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not settings.api_key and not all(map(is_local, listeners)):
-        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
+    if not settings.api_key and (reached := [listener for listener in listeners if not is_local(listener)]):
+        host = reached[0].getsockname()[0]
+        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", host)
     raise_file_limit()
-    for listener in listeners:
-        listener.listen(1024)
-    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
+    if not systemd.listeners:
+        for listener in listeners:
+            listener.listen(1024)
+    cors, shared = api.cors_of(settings), bool(systemd.listeners)
+    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), cors, shared)
     served.batcher.on_death = front.die
     for which in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(which, front.stop_softly)
@@ -167,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     url = url_of(listeners[0])
     print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
     print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
+    systemd.ready()
     front.serve_forever()
     return front.status
 

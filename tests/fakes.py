@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from supervisor import handing
 
 HERE = Path(__file__).parent
 # A grey pixel, the smallest of uploads.
@@ -137,12 +139,23 @@ def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
 class FakeServer:
     """The process of fake_server.py; a context manager that ends it."""
 
-    def __init__(self, *options: str, environment: dict[str, str] | None = None, files: int = 0, **constants: Any):
+    def __init__(
+        self,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        files: int = 0,
+        handed: Sequence[socket.socket] = (),
+        **constants: Any,
+    ):
+        """Start it; `files` is how many it may have open, `handed` what systemd hands over."""
         constants = {"METRICS_SECONDS": 0} | constants  # so that tests see at once what they did
         options = ("--port", "0", "--drain-seconds", "0", *options)
         command = [sys.executable, str(HERE / "fake_server.py"), json.dumps(constants), *options]
-        if files:  # how many may be open
+        if files:
             command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
+        numbers = [sock.fileno() for sock in handed]
+        if handed:
+            command = handing(numbers, command)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
@@ -152,6 +165,7 @@ class FakeServer:
             stderr=self.errors,
             text=True,
             env=inherited | (environment or {}),
+            pass_fds=numbers,
         )
         assert self.popen.stdin
         assert self.popen.stdout
