@@ -25,7 +25,7 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, telemetry
+from keras_server import api, images, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
@@ -134,6 +134,7 @@ def create_app() -> api.App:
     Raises StartupError.
     """
     configure()
+    spans.begin()
     start_model()
     return app
 
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not settings.api_key and (reached := [listener for listener in listeners if not is_local(listener)]):
         host = reached[0].getsockname()[0]
         log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", host)
+    spans.begin()
     raise_file_limit()
     if not systemd.listeners:
         for listener in listeners:
@@ -174,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
     systemd.ready()
     front.serve_forever()
+    spans.end()
     return front.status
 
 
