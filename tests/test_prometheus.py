@@ -36,7 +36,7 @@ def program(name: str) -> str:
 
 
 def queries() -> dict[str, str]:
-    """Return all queries: the dashboard's with its variables put in, and what the alerts compare."""
+    """Return all queries: the dashboard's with its variables put in, what the alerts compare, and KEDA's."""
     found = {}
     for panel in PANELS:
         for target in panel["targets"]:
@@ -54,6 +54,8 @@ def queries() -> dict[str, str]:
         assert comparison
         assert float(limit) >= 0
         found[rule["alert"]] = compared
+    (scaled,) = yaml.safe_load_all((ROOT / "deploy" / "kubernetes-keda.yaml").read_text("utf-8"))
+    found["KEDA"] = scaled["spec"]["triggers"][0]["metadata"]["query"]
     return found
 
 
