@@ -22,7 +22,7 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, telemetry
+from keras_server import api, images, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
@@ -30,6 +30,7 @@ from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
 from keras_server.front.signals import end_at_once, on_signals
+from keras_server.front.systemd import Systemd, taken_over
 from keras_server.hosts import LOOPBACK, Hosts
 from keras_server.models import registry
 from keras_server.models.beside import locate
@@ -133,6 +134,7 @@ def create_app() -> api.App:
     Raises StartupError.
     """
     configure()
+    spans.begin()
     start_model()
     return app
 
@@ -147,23 +149,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(arguments, Log)
     end_at_once()  # on Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library
     try:
-        return serve()
+        return serve(taken_over())
     except StartupError as error:
         return stop(str(error))
 
 
-def serve() -> int:
+def serve(systemd: Systemd) -> int:
     """Load the model and serve it until a signal comes. Returns the exit status. Raises StartupError."""
-    listeners = bind(settings.host, settings.port)
+    listeners = systemd.listeners or bind(settings.host, settings.port)
     say(" * Loading the Keras model: please wait until the server has fully started")
     served = start_model()
-    local = all(map(is_local, listeners))
-    if not settings.api_key and not local:
-        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
+    reached = [listener for listener in listeners if not is_local(listener)]
+    if not settings.api_key and reached:
+        host = reached[0].getsockname()[0]
+        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", host)
+    spans.begin()
     raise_file_limit()
-    for listener in listeners:
-        listener.listen(1024)
-    front = Front(listeners, app, limits(settings, local), app.draining, api.probes(app), api.cors_of(settings))
+    if not systemd.listeners:
+        for listener in listeners:
+            listener.listen(1024)
+    shared = bool(systemd.listeners)
+    front_limits = limits(settings, not reached)
+    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared)
     served.batcher.on_death = front.die
     on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
     front.start()
@@ -172,7 +179,9 @@ def serve() -> int:
         f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}",
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
+    systemd.ready()
     front.serve_forever()
+    spans.end()
     return front.status
 
 

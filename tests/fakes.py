@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from supervisor import handing
 
 HERE = Path(__file__).parent
 # A grey pixel, the smallest of uploads.
@@ -145,13 +147,18 @@ class FakeServer:
         files: int = 0,
         stderr: int | None = None,
         any_host: bool = True,
+        handed: Sequence[socket.socket] = (),
         **constants: Any,
     ):
+        """Start it; `files` is how many it may have open, `handed` what systemd hands over."""
         constants = {"METRICS_SECONDS": 0} | constants  # so that tests see at once what they did
         options = ("--port", "0", "--drain-seconds", "0", *(["--allowed-hosts", "*"] if any_host else []), *options)
         command = [sys.executable, str(HERE / "fake_server.py"), json.dumps(constants), *options]
-        if files:  # how many may be open
+        if files:
             command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
+        numbers = [sock.fileno() for sock in handed]
+        if handed:
+            command = handing(numbers, command)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
@@ -161,6 +168,7 @@ class FakeServer:
             stderr=self.errors if stderr is None else stderr,
             text=True,
             env=inherited | (environment or {}),
+            pass_fds=numbers,
         )
         assert self.popen.stdin
         assert self.popen.stdout

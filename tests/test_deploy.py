@@ -269,7 +269,7 @@ def test_haproxy_waits_for_the_answer_that_a_replica_gives_at_the_deadline() -> 
 
 
 def test_nothing_stands_on_private_parts_of_ray() -> None:
-    for path in [*(ROOT / "keras_server").rglob("*.py"), *(ROOT / "deploy").iterdir(), ROOT / "serve_config.yaml"]:
+    for path in [*(ROOT / "keras_server").rglob("*.py"), *(ROOT / "deploy").glob("*.*"), ROOT / "serve_config.yaml"]:
         assert "._private" not in path.read_text("utf-8"), path
 
 

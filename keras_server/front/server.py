@@ -46,12 +46,15 @@ class Front:
         draining: threading.Event,
         probes: Mapping[str, Probe],
         cors: Cors,
+        shared: bool = False,
     ):
         """Take listening gevent sockets; `draining` is set when the server begins to stop.
 
-        `probes` answers GET and HEAD of its paths, without the app.
+        `probes` answers GET and HEAD of its paths, without the app. Sockets that are `shared` are another process's
+        too, such as systemd's: who connects while the server stops waits in the kernel for the next one.
         """
         self.listeners, self.limits, self.draining, self.probes, self.cors = listeners, limits, draining, probes, cors
+        self.shared = shared
         self.pool = Pool(connections())
         self.servers = [StreamServer(listener, self.handle, spawn=self.pool) for listener in listeners]
         self.loop = gevent.get_hub().loop
@@ -72,7 +75,7 @@ class Front:
         self.bodies: set[Connection] = set()  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
         self.owners = Counter[str]()  # of connections, or of requests by way of proxies, by clients' addresses
-        self.closing = False  # the port is closed
+        self.closing = False  # no further connection is taken
         self.status = 0
         self.stopped = Event()
         self.clock = self.loop.timer(constants.LOOK_SECONDS, constants.LOOK_SECONDS, ref=False)
@@ -168,9 +171,10 @@ class Front:
     def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
-        for listener in self.listeners:
-            refuse_new(listener)
-        gevent.sleep(constants.SHAKE_SECONDS)
+        if not self.shared:
+            for listener in self.listeners:
+                refuse_new(listener)
+            gevent.sleep(constants.SHAKE_SECONDS)
         self.closing = True
         self.close_port()
         with gevent.Timeout(patience, False):
@@ -190,10 +194,11 @@ class Front:
         """Take no more connections but those that the kernel has: their clients believe to be connected."""
         late = list[tuple[gevent.socket.socket, tuple[object, ...]]]()
         for listener, server in zip(self.listeners, self.servers, strict=True):
-            listener.settimeout(0)
-            with contextlib.suppress(OSError):
-                while True:
-                    late.append(listener.accept())
+            if not self.shared:
+                listener.settimeout(0)
+                with contextlib.suppress(OSError):
+                    while True:
+                        late.append(listener.accept())
             server.close()
         for sock, address in late:
             self.pool.spawn(self.handle, sock, address)
