@@ -128,7 +128,7 @@ def post(body: bytes = PIXEL, target: str = "/predict", **headers: str) -> bytes
     return request(target, "POST", body, Content_Type="image/png", **headers)
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait until something holds, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):
