@@ -209,6 +209,20 @@ def test_classify_does_not_wait_longer_than_the_timeout(server: Server) -> None:
         classify(b"beagle", server.url, timeout=0.1)
 
 
+def test_a_minute_is_waited_unless_another_time_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    really = requests.Session.post
+
+    def post(*arguments: Any, **options: Any) -> Any:
+        waited.append(options["timeout"])
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(requests.Session, "post", post)
+    classify(b"beagle", server.url)
+    classify(b"beagle", server.url, timeout=7)
+    assert waited == [60, 7]
+
+
 def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server) -> None:
     server.answer = lambda request: None
     with pytest.raises(PredictionError, match="gave no complete answer") as caught:
