@@ -218,6 +218,17 @@ def test_answers_have_careful_headers(client: FlaskClient, setting: Callable[...
         assert "Server" not in answer.headers
 
 
+def test_the_bounds_of_histograms_are_those_that_dashboards_ask_for(fake: FakeServer) -> None:
+    fake.ask(post())
+    page = fake.ask(request("/metrics")).body.decode()
+    seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+    for name, more in {"decode": "", "queue": "", "inference": "", "request": ',route="/predict"'}.items():
+        found = re.findall(rf'(?m)^keras_server_{name}_seconds_bucket{{le="([\d.]+)"{more}}}', page)
+        assert [*map(float, found)] == seconds, name
+    rows = re.findall(r'(?m)^keras_server_batch_size_bucket{le="([\d.]+)"}', page)
+    assert [*map(float, rows)] == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
 def test_metrics_are_made_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)
