@@ -409,12 +409,13 @@ def test_the_features_of_every_family_are_found(keras: Any, name: str) -> None:
     values = in_graph(model, picture, find)
     assert values.shape[-1] == channels
     assert f"/{layer}" in features[0].op.name
-    maps = [cam(picture, 1) for cam in cams(model).values()]
+    both = cams(model)
+    maps = [cam(picture, 1) for cam in both.values()]
     assert maps[0].shape == values.shape[1:3]
     slack = 1e-3 if name == "ConvNeXtTiny" else 1e-4  # it moves by so much where its picture does in the last digit
     np.testing.assert_allclose(*maps, atol=slack * maps[0].max(), rtol=0)
     # Of random weights a label may have nothing in its favour; one of the directions shows where the features matter.
-    assert max(cam(picture, label).max() for cam in cams(model).values() for label in range(3)) > 0
+    assert max(cam(picture, label).max() for cam in both.values() for label in range(3)) > 0
 
 
 # Models without such a map
