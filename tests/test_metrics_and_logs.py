@@ -218,6 +218,23 @@ def test_answers_have_careful_headers(client: FlaskClient, setting: Callable[...
         assert "Server" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(200, None), (304, None), (500, None), (400, "bad request"), (401, "no key"), (404, "not found"),
+     (405, "bad method"), (408, "too slow"), (413, "too large"), (414, "too large"), (415, "media type"),
+     (429, "too many"), (431, "too large"), (499, "client left"), (503, "overload"), (504, "too late")],
+)  # fmt: skip
+def test_what_is_turned_away_is_counted_by_its_reason(status: int, reason: str | None) -> None:
+    def counted() -> dict[str, float]:
+        (family,) = telemetry.REJECTED.collect()
+        return {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total")}
+
+    before = counted()
+    Ticket(1).close(status)
+    changed = {name: value - before.get(name, 0) for name, value in counted().items() if value != before.get(name, 0)}
+    assert changed == ({reason: 1} if reason else {})
+
+
 def test_the_bounds_of_histograms_are_those_that_dashboards_ask_for(fake: FakeServer) -> None:
     fake.ask(post())
     page = fake.ask(request("/metrics")).body.decode()

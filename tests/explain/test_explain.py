@@ -3,7 +3,9 @@
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from flask.testing import FlaskClient
 from PIL import Image, ImageDraw
 
 import run_keras_server as server
+from keras_server.explain import explainer as explaining
 from keras_server.explain import heatmap
 from keras_server.explain.cam import (
     Unexplainable,
@@ -649,6 +652,24 @@ def test_an_explanation_ends_with_its_deadline(blocked: tuple[Explainer, Any, An
             explainer.heat(noise(1, 4, 4, 3), 0)
     finally:
         TICKET.reset(token)
+
+
+def test_several_first_requests_at_once_share_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Slow(explaining.Batcher):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(threading.get_ident())
+            time.sleep(0.1)  # in which the others come
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(explaining, "Batcher", Slow)
+    explainer = Explainer(Spec(), lambda: lambda picture, label: np.ones((1, 1), np.float32), queue_size=8)
+    with ThreadPoolExecutor(4) as pool:
+        maps = [pool.submit(explainer.heat, noise(1, 4, 4, 3), 0) for _ in range(4)]
+        assert [each.result().tolist() for each in maps] == [[[1]]] * 4
+    assert len(made) == 1
+    explainer.close()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
