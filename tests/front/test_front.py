@@ -526,7 +526,7 @@ def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:
             raw.close()
         started = time.monotonic()
         assert fake.end() == 1
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25  # and not the 30 s that the slow client has
         slow.close()
         assert "a supervisor should restart it" in fake.log
 
@@ -700,7 +700,7 @@ def test_a_large_answer_reaches_a_slow_reader_byte_for_byte() -> None:
 
 
 def test_a_single_answer_may_take_longer_than_a_stall() -> None:
-    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=0.5) as fake:
+    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=1) as fake:
         top = post(target="/predict?top=1000")
         part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
         form = part * 60
@@ -721,8 +721,8 @@ def test_a_single_answer_may_take_longer_than_a_stall() -> None:
             piece = raw.file.read1(200_000)
             assert piece, "cut"
             body += piece
-            if time.monotonic() - started < 1.5:
-                time.sleep(0.2)
+            if time.monotonic() - started < 1.5:  # longer in all than a client may take nothing
+                time.sleep(0.1)
         raw.close()
         assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
 
