@@ -217,13 +217,15 @@ class Hook:
             raise NotLoaded
         with self.lock:
             known = self.adapted
-            if not known or not (known[0] is model or any(each is model for each in known[1].all())):
-                served = model if isinstance(model, Served) else adapt(model, self.settings())
-                if known and not isinstance(known[0], Served):
-                    known[1].close()
-                self.adapted = model, Registry()
-                self.adapted[1].put(served.spec.name, 1, served)
-            return self.adapted[1]
+            if known and (known[0] is model or any(each is model for each in known[1].all())):
+                return known[1]
+            served = model if isinstance(model, Served) else adapt(model, self.settings())
+            if known and not isinstance(known[0], Served):
+                known[1].close()
+            registry = Registry()
+            registry.put(served.spec.name, 1, served)
+            self.adapted = model, registry
+            return registry
 
 
 def adapt(model: object, settings: Settings) -> Served:
