@@ -17,6 +17,7 @@ from keras_server.models.errors import StartupError
 
 LINES = 4096  # that wait to be written; further ones are dropped
 LAST_SECONDS = 1.0  # in which those that wait are written, as the process ends
+STREAMS = 2  # the last number of a standard stream
 PATIENCE = 1.0  # seconds in which somebody has to read what the start prints
 DROPPED = telemetry.counter("log_lines_dropped", "Lines of the log that were not written")
 MISSING = "%d lines of the log are missing here: they came faster than they could be written."
@@ -79,8 +80,11 @@ def stderr() -> int:
 
     The libraries that decode pictures write to it, too, past Python, and would keep their threads.
     """
-    if sys.stderr is None:  # the process was started without, and its number may be another file's
-        return os.open(os.devnull, os.O_WRONLY)
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= STREAMS:
+        pass  # The number of a standard stream that is closed would become a client's, who would get what they write.
+    if sys.stderr is None:  # closed
+        return nowhere
+    os.close(nowhere)
     descriptor = sys.stderr.fileno()
     ours = os.dup(descriptor)
     with contextlib.suppress(OSError):

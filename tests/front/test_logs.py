@@ -213,6 +213,8 @@ def test_without_a_place_for_its_words_the_server_serves(redirection: str) -> No
     with server_of(redirection) as (process, port):
         for _ in range(3):
             assert ask(port, post()) == 200
+        for number in (1, 2):  # which no socket of a client has got
+            assert "socket" not in os.readlink(f"/proc/{process.pid}/fd/{number}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
