@@ -139,13 +139,18 @@ class Front:
         return oldest is not None
 
     def make_place(self) -> None:
-        """Where there is room for no other connection, cut a silent one, else the one whose body comes slowest."""
+        """Where there is room for no other connection, cut a silent one, else one whose body comes too slowly."""
         if not self.pool.full() or self.cut_silent():
             return
-        seconds = {each: time.monotonic() - each.ticket.arrived for each in self.bodies if not each.evicted}
-        slow = [each for each in seconds if seconds[each] > constants.PROVEN_SECONDS]
-        if slow:
-            self.evict(min(slow, key=lambda each: (each.size / seconds[each], -seconds[each])))
+        now = time.monotonic()
+        lags = {  # seconds by which bodies are behind LEAST_RATE
+            each: now - each.ticket.arrived - each.size / constants.LEAST_RATE
+            for each in self.bodies
+            if not each.evicted
+        }
+        last = max(lags, key=lambda each: lags[each], default=None)
+        if last and lags[last] > constants.LAG_SECONDS:
+            self.evict(last)
 
     def evict(self, connection: Connection) -> None:
         """Give up a body that is still being sent."""

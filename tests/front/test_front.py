@@ -417,8 +417,8 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
         assert "Traceback" not in fake.log
 
 
-def test_where_there_is_no_room_the_slowest_body_gives_way() -> None:
-    """At once, and not when it is late; what came faster is read to its end."""
+def test_where_there_is_no_room_a_slow_body_gives_way() -> None:
+    """Soon, and not when it is late; what came faster is read to its end."""
     with FakeServer("--timeout", "200", files=200, STALL_SECONDS=200) as fake, fake.raw() as faster:
         faster.send(PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000) + PIXEL + bytes(49_000))
         fake.wait(bodies=1)
