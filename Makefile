@@ -2,6 +2,7 @@
 # make lint         ruff and mypy                  make format      puts the code into shape
 # make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
 # make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
+# make lock         writes the image's lock files anew, with the latest packages that the requirements allow
 # make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 # axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
 AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
-.PHONY: serve test fuzz lint format bench soak serve-ray test-ray clean
+.PHONY: serve test fuzz lint format bench soak lock serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
@@ -37,6 +38,14 @@ bench: .venv/serve .venv-bench/done
 
 soak: .venv/serve
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+# For the image's Python, whichever this one is. --upgrade: else the versions of the files that are there would stay.
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+	--python-version 3.12 --python-platform linux
+
+lock: .venv-lock/done
+	$(LOCK) --output-file requirements.lock requirements.txt
+	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock requirements-serve.txt
 
 serve-ray: .venv-ray/done
 	.venv-ray/bin/python -m keras_server.ray_app $(ARGS)
@@ -72,6 +81,11 @@ build/node_modules/axe-core/axe.min.js:
 .venv-ray/done: requirements-ray.txt requirements.txt requirements-serve.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet -r requirements-ray.txt -r requirements-dev.txt
+	touch $@
+
+.venv-lock/done:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet "uv>=0.9,<1"
 	touch $@
 
 clean:
