@@ -47,12 +47,13 @@ lock: .venv-lock/done
 	$(LOCK) --output-file requirements.lock requirements.txt
 	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock requirements-serve.txt
 
-serve-ray: .venv-ray/done
-	.venv-ray/bin/python -m keras_server.ray_app $(ARGS)
+serve-ray: .venv-ray/done build/bundled
+	.venv-ray/bin/python -m keras_server.ray_app --model build/bundled $(ARGS)
 
-test-ray: .venv-ray/done
-	.venv-ray/bin/python -m pytest -m ray tests/ray $(ARGS)
-	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray tests/ray/test_cluster.py $(ARGS)
+# The other tests' conftest.py needs more than is installed beside Ray; the contract's tests run in the environment of theirs.
+test-ray: .venv-ray/done .venv/dev .venv-clients/done build/bundled
+	.venv-ray/bin/python -m pytest -m ray --noconftest tests/ray $(ARGS)
+	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray --noconftest tests/ray/test_cluster.py $(ARGS)
 
 # A stamp is newer than its requirements once they are installed.
 .venv/serve: requirements.txt requirements-serve.txt
@@ -78,15 +79,20 @@ build/node_modules/axe-core/axe.min.js:
 	.venv-bench/bin/python -m pip install --quiet -r $<
 	touch $@
 
-.venv-ray/done: requirements-ray.txt requirements.txt requirements-serve.txt requirements-dev.txt
+.venv-ray/done: tests/requirements-ray.txt requirements-ray.txt requirements-serve.txt
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet -r requirements-ray.txt -r requirements-dev.txt
+	.venv-ray/bin/python -m pip install --quiet -r $<
 	touch $@
 
 .venv-lock/done:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet "uv>=0.9,<1"
 	touch $@
+
+# Replicas need no TensorFlow: what they serve is written here.
+build/bundled: .venv/serve $(wildcard keras_server/models/*.py keras_server/explain/*.py)
+	rm -rf $@
+	$(BIN)/python run_keras_server.py export bundled $@
 
 clean:
 	rm -rf .venv .venv-* build benchmarks/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -120,7 +120,7 @@ def open_loop(port: int, rate: float, seconds: float) -> dict[str, Any]:
 
 def slow(port: int, count: int, seconds: float) -> dict[str, Any]:
     """Keep so many connections that send a byte a second: of a head, of a body, or nothing after an answer."""
-    kinds = (b"GET /", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n", b"")
+    kinds = (b"GET /", b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n", b"")
     cut = 0
     stop = time.monotonic() + seconds
 

@@ -1,5 +1,6 @@
 """The fake model's server seen from outside, and a client that speaks HTTP by hand."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -127,7 +128,7 @@ def post(body: bytes = PIXEL, target: str = "/predict", **headers: str) -> bytes
     return request(target, "POST", body, Content_Type="image/png", **headers)
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait until something holds, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):
@@ -144,12 +145,14 @@ class FakeServer:
         *options: str,
         environment: dict[str, str] | None = None,
         files: int = 0,
+        stderr: int | None = None,
+        any_host: bool = True,
         handed: Sequence[socket.socket] = (),
         **constants: Any,
     ):
         """Start it; `files` is how many it may have open, `handed` what systemd hands over."""
         constants = {"METRICS_SECONDS": 0} | constants  # so that tests see at once what they did
-        options = ("--port", "0", "--drain-seconds", "0", *options)
+        options = ("--port", "0", "--drain-seconds", "0", *(["--allowed-hosts", "*"] if any_host else []), *options)
         command = [sys.executable, str(HERE / "fake_server.py"), json.dumps(constants), *options]
         if files:
             command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
@@ -162,14 +165,14 @@ class FakeServer:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.errors,
+            stderr=self.errors if stderr is None else stderr,
             text=True,
             env=inherited | (environment or {}),
             pass_fds=numbers,
         )
         assert self.popen.stdin
         assert self.popen.stdout
-        self.stdin, self.stdout = self.popen.stdin, self.popen.stdout
+        self.stdin, self.stdout, self.port = self.popen.stdin, self.popen.stdout, 0
         for line in self.stdout:
             if found := re.search(r"Try: .*:(\d+)/predict", line):
                 self.port = int(found[1])
@@ -189,7 +192,12 @@ class FakeServer:
 
     @property
     def log(self) -> str:
-        """What the process has written to its log."""
+        """What the process has logged by now."""
+        with contextlib.suppress(OSError):  # it has ended
+            if self.popen.poll() is None and self.port:
+                print("stats", file=self.stdin, flush=True)
+                while (line := self.stdout.readline()) and not line.startswith("told "):
+                    pass
         self.errors.seek(0)
         return self.errors.read().decode()
 

@@ -56,8 +56,7 @@ def requirements_of(name: str) -> list[str]:
 @pytest.mark.parametrize(("extra", "file"), [("tensorflow", "requirements.txt"), ("ray", "requirements-ray.txt")])
 def test_an_extra_asks_for_what_its_file_adds(extra: str, file: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    base = {*requirements_of("requirements.txt")} if extra == "ray" else {*requirements_of("requirements-serve.txt")}
-    assert {*extras[extra]} == {*requirements_of(file)} - base
+    assert {*extras[extra]} == {*requirements_of(file)} - {*requirements_of("requirements-serve.txt")}
 
 
 def test_spans_are_tested_with_what_their_extra_installs() -> None:

@@ -87,12 +87,10 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         raise StartupError(f"--engine keras: {source.path} is an export for OpenVINO, without the Keras model.")
     if source.is_foreign and settings.engine == "keras":
         raise StartupError(f"--engine keras: {source.path} is no model of Keras, and OpenVINO alone reads it.")
-    is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
-    on_openvino = is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    on_openvino = is_for_openvino(source, settings)
     lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
-    if source.is_architecture and not source.in_memory and not source.files:
-        check_download(source.name)
+    check_source(source)
     if on_openvino:
         if source.in_memory:
             converted = convert_source(source, settings.output)
@@ -110,6 +108,18 @@ def open_engine(source: Source, settings: Settings) -> Opened:
     if settings.precision == "bfloat16":
         raise StartupError("--precision bfloat16 needs the engine openvino.")
     return open_with_keras(loaded or load_described(source), settings)
+
+
+def is_for_openvino(source: Source, settings: Settings) -> bool:
+    """Return whether OpenVINO is to compute a model, if it can."""
+    is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
+    return is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+
+
+def check_source(source: Source) -> None:
+    """Raise DownloadError, before Keras is imported, where a model's weights are not here and cannot be had."""
+    if source.is_architecture and not source.in_memory and not source.files:
+        check_download(source.name)
 
 
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
@@ -139,6 +149,7 @@ def export_of(source: Source, settings: Settings, cleaning: contextlib.ExitStack
     """Return the export that a source is, that the cache has, or that another process makes. Raises StartupError."""
     if source.is_export:
         return given_export(source)
+    check_source(source)
     return kept_export(source, settings) or make_export(source, settings, cleaning)
 
 

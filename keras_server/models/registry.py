@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from keras_server.models.suspicion import suspicion
 from keras_server.settings import Settings
 
 log = logging.getLogger("keras_server")
+T = TypeVar("T")
 
 
 class NotLoaded(Exception):
@@ -108,12 +109,17 @@ def load(settings: Settings) -> Served:
             if not source.has_labels and (words := suspicion(served, settings)):
                 log.warning(words)
         return served
+    return or_bundled(source, lambda source: serve_source(source, settings))
+
+
+def or_bundled(source: Source, use: Callable[[Source], T]) -> T:
+    """Return what is made of a model, or of the bundled one where its weights cannot be had. Raises StartupError."""
     try:
-        return serve_source(source, settings)
+        return use(source)
     except DownloadError as error:
         log.warning(
             "ResNet50's weights are not in Keras' cache and cannot be downloaded (%s), so the bundled "
             "EfficientNet-Lite0 is served. For ResNet50 start once with internet access, or give --weights FILE.",
             error.reason,
         )
-        return serve_source(Source("bundled"), settings)
+        return use(Source("bundled"))
