@@ -1,6 +1,7 @@
 # make serve        sets up and serves             make test        sets up and passes the tests
 # make lint         ruff and mypy                  make format      puts the code into shape
 # make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
+# make quick        a verdict in a minute           make mutants     changes of the sources that no test notices (an hour)
 # make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
 # make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
@@ -9,13 +10,21 @@ BIN := .venv/bin
 # axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
 AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
-.PHONY: serve test fuzz lint format bench soak serve-ray test-ray clean
+.PHONY: serve test quick mutants fuzz lint format bench soak serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
 test: .venv/dev .venv-clients/done $(AXE)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Without what starts processes and browsers, or has Keras convert: docs/testing.md says what is left out.
+quick: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray" $(ARGS)
+
+# Which tests concern which sources: pyproject.toml. The last table: docs/testing.md.
+mutants: .venv/dev .venv-mutants/done
+	nice .venv-mutants/bin/python tools/mutants.py $(ARGS)
 
 # What fails is kept in tests/data/fuzz, where a test finds it from then on.
 fuzz: .venv/dev
@@ -68,6 +77,11 @@ build/node_modules/axe-core/axe.min.js:
 .venv-bench/done: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet -r $<
+	touch $@
+
+.venv-mutants/done: tools/requirements-mutants.txt
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install --quiet -r $<
 	touch $@
 
 .venv-ray/done: tests/requirements-ray.txt requirements-ray.txt requirements-serve.txt

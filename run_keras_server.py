@@ -14,23 +14,24 @@ prepare_image() holds on every route. What a library would do for you stands in 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flask
-import gevent
 import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, telemetry
+from keras_server import api, images, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
+from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
+from keras_server.front.signals import end_at_once, on_signals
+from keras_server.front.systemd import Systemd, taken_over
+from keras_server.hosts import LOOPBACK, Hosts
 from keras_server.models import registry
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
@@ -107,11 +108,11 @@ def predict() -> ResponseReturnValue:
     return {"success": True, "model": served.spec.name} | result
 
 
-def configure(arguments: Sequence[str] = ()) -> None:
+def configure(arguments: Sequence[str] = (), to: Callable[[], logging.Handler] = logging.StreamHandler) -> None:
     """Read the settings, and log as they say."""
     global settings
     settings = read_settings(arguments, locate)
-    handler = logging.StreamHandler()
+    handler = to()
     handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else telemetry.TextFormatter())
     log.handlers, log.propagate = [handler], False
     log.setLevel(settings.log_level.upper())
@@ -133,6 +134,7 @@ def create_app() -> api.App:
     Raises StartupError.
     """
     configure()
+    spans.begin()
     start_model()
     return app
 
@@ -144,35 +146,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.modules.setdefault("run_keras_server", sys.modules[__name__])  # the commands import it under this name
         return COMMANDS[arguments[0]](arguments[1:])
     give_memory_back()
-    configure(arguments)
-    # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    configure(arguments, Log)
+    end_at_once()  # on Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library
     try:
-        listeners = bind(settings.host, settings.port)
-        print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
-        served = start_model()
+        return serve(taken_over())
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not settings.api_key and not all(map(is_local, listeners)):
-        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
+        return stop(str(error))
+
+
+def serve(systemd: Systemd) -> int:
+    """Load the model and serve it until a signal comes. Returns the exit status. Raises StartupError."""
+    listeners = systemd.listeners or bind(settings.host, settings.port)
+    say(" * Loading the Keras model: please wait until the server has fully started")
+    served = start_model()
+    reached = [listener for listener in listeners if not is_local(listener)]
+    if not settings.api_key and reached:
+        host = reached[0].getsockname()[0]
+        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", host)
+    spans.begin()
     raise_file_limit()
-    for listener in listeners:
-        listener.listen(1024)
-    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
+    if not systemd.listeners:
+        for listener in listeners:
+            listener.listen(1024)
+    shared = bool(systemd.listeners)
+    front_limits = limits(settings, not reached)
+    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared)
     served.batcher.on_death = front.die
-    for which in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(which, front.stop_softly)
+    on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
     front.start()
     url = url_of(listeners[0])
-    print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
-    print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
+    say(
+        f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}",
+        f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
+    )
+    systemd.ready()
     front.serve_forever()
+    spans.end()
     return front.status
 
 
-def limits(settings: Settings) -> Limits:
-    """Return what the front needs to know of the settings."""
+def limits(settings: Settings, local: bool) -> Limits:
+    """Return what the front needs to know of the settings, and of whether only this machine reaches it."""
     return Limits(
         body=api.body_limit(settings),
         mebibytes=settings.max_upload_mb,
@@ -184,6 +198,7 @@ def limits(settings: Settings) -> Limits:
         threads=api.threads(settings),
         grace=settings.drain_seconds,
         proxies=settings.trusted_proxies,
+        hosts=Hosts(settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",))),
     )
 
 

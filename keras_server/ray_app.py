@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,8 +55,10 @@ from starlette.middleware import Middleware
 
 import run_keras_server as server
 from keras_server.api import threads
+from keras_server.clients import address
 from keras_server.commands.export import exported
 from keras_server.gate import Gate, with_ticket
+from keras_server.hosts import LOOPBACK
 from keras_server.machine import processors
 from keras_server.models.errors import StartupError
 from keras_server.settings import SETTINGS, Settings
@@ -111,6 +114,9 @@ app = deployment.bind()
 
 def serve_here(settings: Settings) -> None:
     """Serve on this machine until Ctrl-C or SIGTERM, then answer what was accepted. Raises RuntimeError."""
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
+    if not settings.allowed_hosts and (ip := address(host)) and ip.is_loopback:
+        settings = replace(settings, allowed_hosts=LOOPBACK)
     for row in SETTINGS:
         os.environ.pop(row.variable, None)
     os.environ.update(settings.environment())  # for the proxy and the replica, which are processes of their own
@@ -118,7 +124,6 @@ def serve_here(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init("local", include_dashboard=False, num_cpus=processors())
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
     kept = math.ceil(settings.keep_alive)
     serve.start(http_options={"host": host, "port": settings.port, "keep_alive_timeout_s": kept})
     end_as_ctrl_c_does()  # after Ray, which takes the signals, too

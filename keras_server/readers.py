@@ -11,6 +11,8 @@ from typing import TypeVar
 import click
 from PIL import ImageColor
 
+from keras_server.hosts import split
+
 T = TypeVar("T")
 
 
@@ -71,6 +73,21 @@ def network(text: str) -> str:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:
         raise click.BadParameter(f"{text[:80]!r} is no address and no network, such as 10.0.0.0/8.") from None
+
+
+def host_name(text: str) -> str:
+    """Read what may stand in a request's Host: a name, also as .example.org, an address or a network, or *."""
+    text = text.strip().lower()
+    with contextlib.suppress(ValueError):
+        if "/" in text or text.count(":") > 1:
+            found = ipaddress.ip_network(text, strict=False)
+            return str(found) if "/" in text else f"[{found.network_address}]"
+    known = split(text)
+    if text == "*" or (known and (re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", known[0]) or ":" in known[0])):
+        return text
+    raise click.BadParameter(
+        f"{text[:80]!r} is no host, such as example.org, .example.org with all below it, 10.0.0.5 or [::1]:8000."
+    )
 
 
 class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from keras_server import __version__
-from keras_server.readers import Several, checksum, colour, network, number, one_of, origin, switch
+from keras_server.readers import Several, checksum, colour, host_name, network, number, one_of, origin, switch
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
@@ -99,7 +99,8 @@ class Settings:
     keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",
         number(float, 0.1, 86_400), "SECONDS")
     connections_per_address: int = setting(1024, "most connections of one address, or of one /64 of IPv6, but for "
-        "this machine's own; 0: any number", number(int, 0, 100_000), "N")
+        "this machine's own, and most requests under way of one that trusted proxies tell; 0: any number",
+        number(int, 0, 100_000), "N")
     drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
         "while /readyz says no", number(float, 0, 3600), "SECONDS")
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
@@ -108,9 +109,13 @@ class Settings:
     metrics_key: str = setting("", "key of its own for whoever scrapes /metrics, which opens nothing else; where there "
         "is one, /metrics asks for it or for an --api-key", metavar="KEY")
     trusted_proxies: tuple[str, ...] = setting((), "address or network, such as 10.0.0.0/8, of proxies whose "
-        "X-Forwarded-For says who asks, for the log; may be repeated, in the environment with commas", network)
+        "X-Forwarded-For says who asks, for the log and --connections-per-address; may be repeated, in the "
+        "environment with commas", network)
     cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
         "the environment with commas", origin)
+    allowed_hosts: tuple[str, ...] = setting((), "name or address under which clients reach the server, such as "
+        "example.org, or .example.org with all below it, or *; where none is given, any, but on localhost those of "
+        "this machine alone; may be repeated, in the environment with commas", host_name)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
     log_level: str = setting("info", "debug, info, warning or error; probes are logged at debug, all other requests at "
         "info", one_of("debug", "info", "warning", "error"))

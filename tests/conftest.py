@@ -164,8 +164,11 @@ class Process:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache folder that the session's servers share."""
-    return str(tmp_path_factory.mktemp("cache"))
+    """A cache folder that the session's servers share, also those of pytest-xdist's other processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(0o700, exist_ok=True)
+    return str(folder)
 
 
 @pytest.fixture

@@ -210,6 +210,34 @@ def test_classify_does_not_wait_longer_than_the_timeout(server: Server) -> None:
     assert len(server.requests) == 1
 
 
+def test_of_a_long_sentence_a_thousand_characters_are_shown(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = lambda request: as_json(400, {"success": False, "error": "No, " * 500})
+    assert main([str(SCRIPT.with_name("dog.jpg")), "--url", server.url]) == 1
+    assert len(capsys.readouterr().err.removesuffix("\n")) == 1000
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "\x7f"])
+def test_a_key_that_cannot_be_sent_is_wrong_for_all(server: Server, key: str) -> None:
+    with pytest.raises(PredictionError, match="API key holds characters that cannot be sent") as caught:
+        classify(b"beagle", server.url, api_key=key)
+    assert caught.value.for_all
+    assert server.requests == []
+
+
+def test_a_minute_is_waited_unless_another_time_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    really = requests.Session.post
+
+    def post(*arguments: Any, **options: Any) -> Any:
+        waited.append(options["timeout"])
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(requests.Session, "post", post)
+    classify(b"beagle", server.url)
+    classify(b"beagle", server.url, timeout=7)
+    assert waited == [60, 7]
+
+
 def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server, sleeps: list[float]) -> None:
     server.answer = lambda request: None
     with pytest.raises(PredictionError, match="gave no complete answer") as caught:

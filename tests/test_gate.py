@@ -233,3 +233,25 @@ def test_the_wsgi_app_has_the_ticket_of_the_gate_before_it() -> None:
     assert tickets[0].id == "mine"
     assert 40 < tickets[0].left <= 50
     assert tickets[0].gone
+
+
+def test_an_answer_in_pieces_is_whole_once_its_last_has_come() -> None:
+    app = answering([START, BODY | {"body": b"[1,", "more_body": True}, BODY | {"body": b"2]"}])
+    assert ask(app, b"x")[2] == [1, 2]
+    assert app.bodies == [b"x"]
+
+
+def test_the_pauses_between_tries_double_and_each_loss_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(gate.asyncio, "sleep", sleep)
+    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
+    assert ask(answering(RuntimeError("died")), b"x")[0] == 503
+    assert pauses == [gate.PAUSE * 2**attempt for attempt in range(gate.TRIES)]
+    lost = [record for record in caplog.records if record.getMessage() == "A request was lost"]
+    assert [record.exc_info is not None and str(record.exc_info[1]) for record in lost] == ["died"] * gate.TRIES

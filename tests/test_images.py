@@ -14,7 +14,7 @@ from conftest import DOG, ROOT, encode, serve_with
 from PIL import Image
 
 import run_keras_server as server
-from keras_server.images import PREPROCESS, ImageError, open_image
+from keras_server.images import PREPROCESS, ImageError, open_image, upright_size
 from keras_server.models.spec import Tensor
 
 
@@ -85,6 +85,16 @@ def test_photos_are_turned_upright(plain: None, orientation: int, kind: str) -> 
 def test_exif_that_cannot_be_read_is_ignored(plain: None) -> None:
     prepared = prepare(encode(picture(), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage"))
     assert np.array_equal(prepared[0], np.asarray(picture(), np.float32))
+
+
+def test_a_size_is_that_of_the_picture_once_it_is_upright() -> None:
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        upright = (60, 40) if orientation < 5 else (40, 60)
+        assert upright_size(Image.open(io.BytesIO(encode(Image.new("RGB", (60, 40)), exif=exif)))) == upright
+    garbage = encode(Image.new("RGB", (60, 40)), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
+    assert upright_size(Image.open(io.BytesIO(garbage))) == (60, 40)
 
 
 def on_white(palette: Image.Image, alpha: Callable[[int], int]) -> Image.Image:

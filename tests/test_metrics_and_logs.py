@@ -218,6 +218,34 @@ def test_answers_have_careful_headers(client: FlaskClient, setting: Callable[...
         assert "Server" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(200, None), (304, None), (500, None), (400, "bad request"), (401, "no key"), (404, "not found"),
+     (405, "bad method"), (408, "too slow"), (413, "too large"), (414, "too large"), (415, "media type"),
+     (429, "too many"), (431, "too large"), (499, "client left"), (503, "overload"), (504, "too late")],
+)  # fmt: skip
+def test_what_is_turned_away_is_counted_by_its_reason(status: int, reason: str | None) -> None:
+    def counted() -> dict[str, float]:
+        (family,) = telemetry.REJECTED.collect()
+        return {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total")}
+
+    before = counted()
+    Ticket(1).close(status)
+    changed = {name: value - before.get(name, 0) for name, value in counted().items() if value != before.get(name, 0)}
+    assert changed == ({reason: 1} if reason else {})
+
+
+def test_the_bounds_of_histograms_are_those_that_dashboards_ask_for(fake: FakeServer) -> None:
+    fake.ask(post())
+    page = fake.ask(request("/metrics")).body.decode()
+    seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+    for name, more in {"decode": "", "queue": "", "inference": "", "request": ',route="/predict"'}.items():
+        found = re.findall(rf'(?m)^keras_server_{name}_seconds_bucket{{le="([\d.]+)"{more}}}', page)
+        assert [*map(float, found)] == seconds, name
+    rows = re.findall(r'(?m)^keras_server_batch_size_bucket{le="([\d.]+)"}', page)
+    assert [*map(float, rows)] == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
 def test_metrics_are_made_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)

@@ -62,6 +62,23 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         assert word in err
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--port", "70000"), "'70000' is not a whole number from 0 to 65535."),
+        (("--timeout", "nan"), "'nan' is not a number from 0.01 to 86400."),
+        (("--engine", "cuda"), "'cuda' is none of auto, openvino, keras."),
+        (("--unsafe-model", "perhaps"), "'perhaps' is neither on nor off."),
+    ],
+)
+def test_what_a_setting_takes_is_said(
+    option: tuple[str, str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(option)
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

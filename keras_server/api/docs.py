@@ -34,14 +34,16 @@ ERRORS = {
     413: "The body is larger than the server takes.",
     414: "The address is too long.",
     415: "The content type, or the content encoding, is none that is read here.",
+    421: "The request is for a host that this server does not answer for.",
     422: "This model cannot be explained; the sentence says why.",
+    429: "The client's address has as many connections, or requests under way, as it may have.",
     431: "The head of the request is too large.",
     500: "The server failed; its log says why, under the X-Request-ID.",
     501: "The server cannot do this: read a transfer encoding other than chunked.",
     503: "The server has more to do than it can, loads its model, or shuts down: try again later.",
     504: "The answer was not ready in time.",
 }
-ALWAYS = {400, 408, 413, 414, 431, 500, 501, 503}  # before it is known which route a request is for
+ALWAYS = {400, 408, 413, 414, 421, 429, 431, 500, 501, 503}  # before it is known which route a request is for
 COMPUTED = {415, 504}  # where there is a body, too
 REQUEST_ID = {"X-Request-ID": {"required": True, "schema": {"type": "string"}}}
 HEADERS = {

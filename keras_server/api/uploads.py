@@ -21,7 +21,7 @@ from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_
 from keras_server.api.tensors import TensorError, from_base64
 from keras_server.images import Picture, begins_as_picture, least_side
 from keras_server.pictures.work import Work
-from keras_server.ticket import TICKET
+from keras_server.ticket import TICKET, stage
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
 ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
@@ -229,7 +229,7 @@ def decode(data: bytes) -> np.ndarray:
     app, spec = current_app(), current_model().spec
     picture = look(data)
     side = least_side(spec.target, current_settings().interpolation)
-    with app.budget.turn(picture.work(side)), telemetry.DECODING.time():
+    with app.budget.turn(picture.work(side)), telemetry.DECODING.time(), stage("decode"):
         prepared = app.prepare(picture.image(), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keras_server.hosts import Hosts
+
 # Times
 HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 STALL_SECONDS = 10  # in which a client sends or takes nothing, or less in all than LEAST_RATE asks for
@@ -29,6 +31,8 @@ UNSENT_BYTES = 16 * 1024  # of an answer that the kernel keeps: with megabytes, 
 # Numbers
 LEAST_RATE = 1000  # bytes a second of a body or an answer
 CONNECTIONS = 8192  # more wait in the kernel
+FEW_CONNECTIONS = 256  # fewer are warned of
+OTHER_FILES = 128  # that are left for other things, or half of all
 PAGE_THREADS = 2  # for what is no prediction: the page, documents, metrics
 PAGES = 66  # such requests at once
 STEPS = 16  # reads, or small requests, that a client may have at once while others wait
@@ -48,3 +52,4 @@ class Limits:
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
     proxies: tuple[str, ...]  # networks of those whose X-Forwarded-For is believed
+    hosts: Hosts  # for which it answers

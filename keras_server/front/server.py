@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
 import sys
 import threading
 from collections import Counter
@@ -28,7 +27,7 @@ from keras_server.front import limits as constants
 from keras_server.front.connection import CROWDED, Connection
 from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
-from keras_server.front.listener import refuse_new
+from keras_server.front.listener import connections, refuse_new
 
 log = logging.getLogger("keras_server")
 
@@ -47,12 +46,15 @@ class Front:
         draining: threading.Event,
         probes: Mapping[str, Probe],
         cors: Cors,
+        shared: bool = False,
     ):
         """Take listening gevent sockets; `draining` is set when the server begins to stop.
 
-        `probes` answers GET and HEAD of its paths, without the app.
+        `probes` answers GET and HEAD of its paths, without the app. Sockets that are `shared` are another process's
+        too, such as systemd's: who connects while the server stops waits in the kernel for the next one.
         """
         self.listeners, self.limits, self.draining, self.probes, self.cors = listeners, limits, draining, probes, cors
+        self.shared = shared
         self.pool = Pool(connections())
         self.servers = [StreamServer(listener, self.handle, spawn=self.pool) for listener in listeners]
         self.loop = gevent.get_hub().loop
@@ -72,8 +74,8 @@ class Front:
         self.headless: dict[Connection, None] = {}  # connections without a whole head, the oldest first
         self.bodies: set[Connection] = set()  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
-        self.owners = Counter[str]()  # of connections, by addresses
-        self.closing = False  # the port is closed
+        self.owners = Counter[str]()  # of connections, or of requests by way of proxies, by clients' addresses
+        self.closing = False  # no further connection is taken
         self.status = 0
         self.stopped = Event()
         self.clock = self.loop.timer(constants.LOOK_SECONDS, constants.LOOK_SECONDS, ref=False)
@@ -104,16 +106,29 @@ class Front:
         away.
         """
         connection = Connection(sock, address, self)
-        owner, most = connection.owner, self.limits.per_address
-        if owner and most and self.owners[owner] >= most and not self.cut_silent(owner):
-            connection.turn_away(CROWDED.format(most))
+        if self.is_crowded(connection.owner) and not self.cut_silent(connection.owner):
+            connection.turn_away(CROWDED.format(self.limits.per_address))
             return
         if self.pool.full():
             self.cut_silent()
-        self.owners[owner] += 1
+        self.enter(connection.owner)
         try:
             connection.serve()
         finally:
+            self.leave(connection.owner)
+
+    def is_crowded(self, owner: str) -> bool:
+        """Return whether an owner has all the connections, or requests by way of proxies, that it may have."""
+        return owner != "" and 0 < self.limits.per_address <= self.owners[owner]
+
+    def enter(self, owner: str) -> None:
+        """Count one more of an owner."""
+        if owner:
+            self.owners[owner] += 1
+
+    def leave(self, owner: str) -> None:
+        """Count one less."""
+        if owner:
             self.owners[owner] -= 1
             if not self.owners[owner]:
                 del self.owners[owner]
@@ -137,8 +152,7 @@ class Front:
     def stop_softly(self) -> None:
         """On a signal: tell the probes, take connections for the grace period, answer what was accepted, end."""
         if self.draining.is_set():
-            log.warning("Stopped at once, on a second signal.")
-            os._exit(1)
+            return
         log.info("Stopping: connections are taken for %g s more, then what is accepted is answered.", self.limits.grace)
         self.draining.set()
         gevent.spawn(self.drain, self.limits.grace, self.limits.seconds + constants.STALL_SECONDS)
@@ -157,9 +171,10 @@ class Front:
     def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
-        for listener in self.listeners:
-            refuse_new(listener)
-        gevent.sleep(constants.SHAKE_SECONDS)
+        if not self.shared:
+            for listener in self.listeners:
+                refuse_new(listener)
+            gevent.sleep(constants.SHAKE_SECONDS)
         self.closing = True
         self.close_port()
         with gevent.Timeout(patience, False):
@@ -179,10 +194,11 @@ class Front:
         """Take no more connections but those that the kernel has: their clients believe to be connected."""
         late = list[tuple[gevent.socket.socket, tuple[object, ...]]]()
         for listener, server in zip(self.listeners, self.servers, strict=True):
-            listener.settimeout(0)
-            with contextlib.suppress(OSError):
-                while True:
-                    late.append(listener.accept())
+            if not self.shared:
+                listener.settimeout(0)
+                with contextlib.suppress(OSError):
+                    while True:
+                        late.append(listener.accept())
             server.close()
         for sock, address in late:
             self.pool.spawn(self.handle, sock, address)
@@ -198,13 +214,3 @@ def give_memory_back() -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(mmap_threshold, size)
         ctypes.CDLL(None).mallopt(arena_max, arenas)
-
-
-def connections() -> int:
-    """Return how many connections there may be: each is an open file, and some are needed for other things."""
-    try:
-        import resource
-    except ImportError:
-        return constants.CONNECTIONS
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return constants.CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(constants.CONNECTIONS, files - 128))

@@ -61,6 +61,13 @@ class Job:
         if self.done == self.rows:
             self.finish()
 
+    def note(self, rows: slice, started: float, ended: float) -> None:
+        """Note in the request's ticket when these rows were computed, and with the first how long they waited."""
+        if self.ticket:
+            if rows.start == 0:
+                self.ticket.note("queue", self.since, started)
+            self.ticket.note("compute", started, ended)
+
     def finish(self, error: Exception | None = None) -> None:
         """Wake the waiting request, with the first thing that went wrong if anything did."""
         if not self.finished.is_set():
@@ -184,17 +191,21 @@ class Batcher:
             check(outputs, len(inputs[0]))
         except Exception as error:  # noqa: BLE001 - an engine may raise anything
             if len(batch) == 1:
-                batch[0][0].finish(error)
+                ((job, rows),) = batch
+                job.note(rows, started, time.monotonic())
+                job.finish(error)
             else:
                 for job_and_rows in batch:
                     self.work([job_and_rows])
             return
-        telemetry.INFERENCE.observe(time.monotonic() - started)
+        ended = time.monotonic()
+        telemetry.INFERENCE.observe(ended - started)
         telemetry.BATCH.observe(len(inputs[0]))
         first = 0
         for job, rows in batch:
             telemetry.QUEUED.observe(started - job.since)
             last = first + rows.stop - rows.start
+            job.note(rows, started, ended)
             try:
                 job.fill(rows, [output[first:last] for output in outputs])
             except ModelError as error:

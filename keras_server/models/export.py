@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from keras_server import __version__
 from keras_server.models.engines import openvino
 from keras_server.models.source import Source
@@ -93,9 +95,15 @@ class Export:
     def of(cls, folder: Path, about: dict[str, Any]) -> Export:
         """Return what a folder's about.json describes. Raises ExportError."""
         try:
-            return cls(folder, **about | {"spec": Spec.from_json(about["spec"]), "settings": about.get("settings", {})})
-        except (LookupError, TypeError, ValueError) as error:
+            export = msgspec.convert(about | {"folder": str(folder)}, cls, dec_hook=lambda kind, value: kind(value))
+        except msgspec.ValidationError as error:
             raise ExportError(f"{folder} was exported by another version of the server ({error}).") from None
+        if missing := asdict(export.spec).keys() - about["spec"].keys():  # whose defaults are ResNet50's
+            raise ExportError(f"{folder} is not a whole export (it says nothing of {', '.join(sorted(missing))}).")
+        outputs = range(len(export.spec.outputs))
+        if not export.why and not (export.spec.output in outputs and export.explained in (-1, *outputs)):
+            raise ExportError(f"{folder} is not a whole export (it has {len(outputs)} outputs).")
+        return export
 
     @classmethod
     def read(cls, folder: Path) -> Export:

@@ -20,7 +20,7 @@ import run_keras_server as server
 from keras_server.commands.export import exported
 from keras_server.models import opening, source
 from keras_server.models.errors import DownloadError
-from keras_server.models.export import FORMAT
+from keras_server.models.export import FORMAT, read_export, write_about
 from keras_server.models.tracing import import_keras
 from keras_server.settings import Settings
 
@@ -283,6 +283,24 @@ def test_what_openvino_cannot_run_is_not_exported(tmp_path: Path, capsys: Any) -
 def test_a_damaged_export_is_refused(damage: Any, words: str, bundled: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled, tmp_path / "out")
     damage(tmp_path / "out")
+    with pytest.raises(Exception, match="Export the model anew: keras-server export MODEL") as error:
+        load("--model", tmp_path / "out")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("spec", {}, "is not a whole export (it says nothing of activation, batch, engine, "),
+        ("settings", ["top"], "Expected `object`, got `array` - at `$.settings`"),
+        ("explained", 1, "is not a whole export (it has 1 outputs)."),
+        ("flaw", 7, "Expected `str`, got `int` - at `$.flaw`"),
+    ],
+)
+def test_an_edited_export_is_refused(key: str, value: Any, words: str, bundled: Path, tmp_path: Path) -> None:
+    """With checksums that fit, as a careful editor makes them."""
+    shutil.copytree(bundled, tmp_path / "out")
+    write_about(tmp_path / "out", read_export(bundled) | {key: value})
     with pytest.raises(Exception, match="Export the model anew: keras-server export MODEL") as error:
         load("--model", tmp_path / "out")
     assert words in str(error.value)

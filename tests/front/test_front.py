@@ -18,7 +18,6 @@ import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, has_ipv6, post, request, wait_until
 
 import run_keras_server as server
-from keras_server.front.connection import owner_of
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -350,57 +349,6 @@ def test_a_body_slower_than_the_least_rate_is_cut_and_a_faster_one_is_read() -> 
         assert answer.status == 200
 
 
-def test_an_address_has_so_many_connections_and_this_machine_as_many_as_it_likes() -> None:
-    with FakeServer("--connections-per-address", "1") as fake:
-        raws = [fake.raw() for _ in range(5)]
-        for raw in raws:
-            assert raw.send(request()).answer()
-            raw.close()
-
-
-@pytest.mark.parametrize(
-    ("address", "owner"),
-    [
-        ("127.0.0.1", ""),
-        ("::1", ""),
-        ("::ffff:127.0.0.1", ""),
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_who_an_address_belongs_to(address: str, owner: str) -> None:
-    assert owner_of(address) == owner
-
-
-def test_an_address_with_too_many_connections_is_told_so() -> None:
-    (own,) = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), 0, socket.AF_INET)} or {""}
-    if own.startswith("127."):
-        pytest.skip("This machine has no other address than its own.")
-    with FakeServer("--host", "0.0.0.0", "--connections-per-address", "3") as fake:
-        head = PREDICT + b"Content-Length: %d\r\n\r\n" % len(PIXEL)
-        raws = [Raw(fake.port, address=own).send(head) for _ in range(3)]
-        fake.wait(connections=3)
-        wait_until(lambda: fake.tell()["bodies"] == 3)
-        with Raw(fake.port, address=own) as fourth:
-            answer = fourth.answer()
-            assert answer
-            assert answer.status == 429
-            assert answer.json["error"].startswith("This address has 3 connections")
-            assert fourth.ended()
-        assert fake.ask(request()).status == 200  # others
-        answer = raws[0].send(PIXEL).answer()  # and now waits for a next request, and gives way
-        assert answer
-        assert answer.status == 200
-        with Raw(fake.port, address=own) as fourth:
-            assert fourth.send(request()).answer()
-            assert raws[0].ended()
-        for raw in raws:
-            raw.close()
-        fake.wait(connections=0)
-
-
 def test_silent_connections_are_closed() -> None:
     with FakeServer("--keep-alive", "0.5", **SHORT) as fake, fake.raw() as new, fake.raw() as kept:
         assert kept.send(request()).answer()
@@ -521,7 +469,7 @@ def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves
 # Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains(number: int) -> None:
     with FakeServer("--drain-seconds", "1", "--queue-size", "8") as fake:
         idle = fake.raw()
@@ -553,16 +501,6 @@ def test_a_signal_drains(number: int) -> None:
         assert "Traceback" not in fake.log
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    with FakeServer("--drain-seconds", "3600") as fake:
-        raws = fake.occupy(1)
-        fake.signal()
-        wait_until(lambda: "Stopping" in fake.log)
-        fake.signal()
-        assert fake.end() == 1
-        raws[0].close()
-
-
 def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
     with FakeServer("--timeout", "1", **SHORT | {"STALL_SECONDS": 1}) as fake:
         raw = fake.raw().send(post()[:-10])
@@ -588,7 +526,7 @@ def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:
             raw.close()
         started = time.monotonic()
         assert fake.end() == 1
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25  # and not the 30 s that the slow client has
         slow.close()
         assert "a supervisor should restart it" in fake.log
 
@@ -762,7 +700,7 @@ def test_a_large_answer_reaches_a_slow_reader_byte_for_byte() -> None:
 
 
 def test_a_single_answer_may_take_longer_than_a_stall() -> None:
-    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=0.5) as fake:
+    with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=1) as fake:
         top = post(target="/predict?top=1000")
         part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
         form = part * 60
@@ -783,8 +721,8 @@ def test_a_single_answer_may_take_longer_than_a_stall() -> None:
             piece = raw.file.read1(200_000)
             assert piece, "cut"
             body += piece
-            if time.monotonic() - started < 1.5:
-                time.sleep(0.2)
+            if time.monotonic() - started < 1.5:  # longer in all than a client may take nothing
+                time.sleep(0.1)
         raw.close()
         assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
 

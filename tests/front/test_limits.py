@@ -122,9 +122,9 @@ def test_the_parts_of_a_form_are_bounded(
 def test_bombs_are_refused_fast_and_cost_no_memory(fake: FakeServer, name: str) -> None:
     fake.ask(post())  # so that what the first picture needs is there
     before = fake.tell("forget")["resident"]
-    started = time.monotonic()
+    spent = fake.seconds
     answer = fake.ask(post(BOMBS[name]))
-    assert time.monotonic() - started < 1
+    assert fake.seconds - spent < 1
     assert answer.status == 400
     assert fake.tell()["peak"] - before < 50e6
 

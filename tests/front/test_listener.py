@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeServer, Raw, has_ipv6, post, request, wait_until
 
 from keras_server.front import listener
-from keras_server.front.listener import bind, is_local, refuse_new
+from keras_server.front.listener import bind, is_local, refuse_new, url_of
 from keras_server.models.errors import StartupError
 
 ELSEWHERE = "2001:db8::1"  # for documentation (RFC 3849): no machine has it
@@ -132,6 +132,17 @@ def test_who_reaches_an_address_is_known(host: str, local: bool) -> None:
         each.close()
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("0.0.0.0", "localhost"), ("127.0.0.2", "127.0.0.2"), pytest.param("::1", "[::1]", marks=ipv6),
+     pytest.param("::", "localhost", marks=ipv6)],
+)  # fmt: skip
+def test_the_address_that_is_shown_is_one_to_call(host: str, shown: str) -> None:
+    (each,) = bind(host, 0)
+    with closing(each):
+        assert url_of(each) == f"http://{shown}:{each.getsockname()[1]}"
+
+
 def test_on_windows_two_servers_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """SO_REUSEADDR would let them there. Another option stands for the one that only Windows has."""
     with closing(listener.bind_one("127.0.0.1", 0)) as here:
@@ -186,7 +197,7 @@ def test_before_they_close_neither_takes_further_connections() -> None:
     with FakeServer("--drain-seconds", "0", SHAKE_SECONDS=60) as fake:
         fake.signal()
         for address in ("127.0.0.1", "::1"):
-            wait_until(lambda address=address: is_dropped(address, fake.port), 10)
+            wait_until(lambda address=address: is_dropped(address, fake.port))
 
 
 @ipv6
@@ -229,3 +240,21 @@ def test_both_share_the_room_for_connections() -> None:
             with Raw(fake.port, address=address) as raw:
                 assert raw.send(request()).answer()
         assert "Traceback" not in fake.log
+
+
+@pytest.mark.parametrize(("files", "room"), [(64, 32), (300, 172)])
+def test_few_open_files_are_warned_of_and_half_of_them_are_connections(files: int, room: int) -> None:
+    with FakeServer(files=files) as fake:
+        (line,) = [line for line in fake.log.splitlines() if "WARNING" in line]
+        assert line.endswith(f"There is room for {room} connections only: allow more open files (ulimit -n 4096).")
+        silent = [fake.raw() for _ in range(room - 1)]  # one place is kept free
+        assert all(raw.send(request()).answer() for raw in silent)
+        assert fake.ask(request()).status == 200  # for which the one that is silent for longest gives way
+        assert silent[0].ended()
+        for raw in silent:
+            raw.close()
+
+
+def test_many_open_files_are_not_warned_of() -> None:
+    with FakeServer(files=400) as fake:
+        assert "open files" not in fake.log

@@ -54,7 +54,7 @@ class Bench:
     def busy(self, *rows: int) -> "Future[list[np.ndarray]]":
         """Ask, and wait until the engine computes the first batch of it."""
         answer = self.ask(*rows)
-        assert self.engine.entered.acquire(timeout=20)
+        assert self.engine.entered.acquire(timeout=60)
         return answer
 
     def go(self) -> None:
@@ -160,7 +160,7 @@ def test_nothing_is_computed_for_a_client_that_has_gone(bench: Bench) -> None:
 def test_the_rest_of_a_long_request_is_dropped_when_its_client_goes(bench: Bench) -> None:
     ticket = Ticket(60)
     long = bench.ask(*range(20), ticket=ticket)
-    assert bench.engine.entered.acquire(timeout=20)
+    assert bench.engine.entered.acquire(timeout=60)
     ticket.gone = True
     bench.go()
     assert isinstance(long.exception(20), Overdue)
@@ -227,7 +227,7 @@ def test_idle_lanes_share_one_request() -> None:
     bench = Bench(max_batch=8, lanes=2)
     answer = bench.ask(1, 2, 3, 4, 5)
     for _ in range(2):
-        assert bench.engine.entered.acquire(timeout=20)
+        assert bench.engine.entered.acquire(timeout=60)
     assert sorted(map(len, bench.engine.batches)) == [2, 3]
     bench.go()
     assert answer.result(20)[0].tolist() == doubled(1, 2, 3, 4, 5)

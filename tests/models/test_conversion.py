@@ -16,7 +16,7 @@ from conftest import ROOT, engine_and_spec
 from keras_server.models import convert as converting
 from keras_server.models.convert import ConversionError, convert
 from keras_server.models.describe import describe
-from keras_server.models.engines import OpenVINOEngine
+from keras_server.models.engines import KerasEngine, OpenVINOEngine
 from keras_server.models.errors import StartupError
 from keras_server.models.reference import Reference, differs
 from keras_server.models.source import KerasModel, Source
@@ -417,6 +417,11 @@ def image_model(k: Any, *layers: Any, **compiled: Any) -> Any:
     return model
 
 
+def own_loss(truth: Any, found: Any) -> Any:
+    """A function that no file holds, and that nobody needs who only predicts."""
+    return found - truth
+
+
 def spec_of(maker: Callable[[Any], Any], tmp_path: Path, ending: str = "keras", **settings: Any) -> Spec:
     path = tmp_path / f"m.{ending}"
     with warnings.catch_warnings():
@@ -443,6 +448,7 @@ MEANINGS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "independent logits": (
         lambda k: image_model(k, k.layers.Dense(3), loss=k.losses.BinaryCrossentropy(from_logits=True)), "classes", "sigmoid",
     ),
+    "a loss of one's own": (lambda k: image_model(k, k.layers.Dense(3, "softmax"), loss=own_loss), "classes", "none"),
     "a box": (lambda k: image_model(k, k.layers.Dense(4), loss="mse"), "values", "none"),
     "a tanh": (lambda k: image_model(k, k.layers.Dense(2, "tanh")), "values", "none"),
     "nested": (lambda k: functional(k, image_model(k, k.layers.Dense(3, "softmax"))), "classes", "none"),
@@ -574,6 +580,24 @@ def test_engines_of_several_lanes_answer_alike() -> None:
     for threads in (1, 2, 3):
         engine = OpenVINOEngine(convert(keras_model), "float32", threads, 8)
         np.testing.assert_allclose(engine([rows])[0], np.asarray(keras_model(rows)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "computed"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
+def test_jax_computes_powers_of_two_only_and_gives_back_the_rows_that_were_asked(rows: int, computed: int) -> None:
+    """JAX itself is not here: this is what it would be asked, since it compiles each size anew."""
+    engine = KerasEngine(build(attention), 8)
+    asked: list[np.ndarray] = []
+
+    class Model:
+        def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+            asked.append(batch)
+            return batch[:, 0] * 2
+
+    engine.backend, engine.function, engine.model = "jax", None, Model()
+    batch = np.random.default_rng(0).normal(size=(rows, 8, 6)).astype(np.float32)
+    np.testing.assert_array_equal(engine([batch])[0], batch[:, 0] * 2)
+    assert [len(each) for each in asked] == [computed]
+    np.testing.assert_array_equal(asked[0][:rows], batch)
 
 
 # ----------------------------------------------------------------------------------------------------------

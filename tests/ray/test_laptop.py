@@ -20,7 +20,7 @@ from cluster_helpers import EXPORT, ROOT, free_port, predict, processes
 pytestmark = pytest.mark.ray
 TESTS = ROOT / ".venv" / "bin" / "python"
 CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
-HEAD = "POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+HEAD = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
 
 @pytest.fixture(scope="module", params=["1", "0"], ids=["HAProxy", "Python proxy"])
