@@ -7,7 +7,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /srv/keras-server
 COPY requirements.txt requirements-serve.txt ./
 RUN pip install -r requirements.txt
-COPY run_keras_server.py LICENSE ./
+COPY run_keras_server.py dog.jpg LICENSE ./
 COPY keras_server keras_server
 # The bundled model is converted here, so that a replica starts in a second or two.
 RUN CUDA_VISIBLE_DEVICES="" python run_keras_server.py export bundled /opt/model \

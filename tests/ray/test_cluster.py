@@ -9,6 +9,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -22,7 +24,7 @@ import cluster_helpers  # noqa: F401 - before Ray
 import pytest
 import ray
 import watched
-from cluster_helpers import HAPROXY, LARGE, PHOTO, free_port, lives, predict
+from cluster_helpers import HAPROXY, LARGE, PHOTO, ROOT, free_port, lives, predict
 from ray import serve
 from ray.cluster_utils import Cluster
 
@@ -174,8 +176,13 @@ def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int, fold
 
 
 def test_large_requests_go_on_while_a_replica_is_killed(port: int, folder: Path) -> None:
+    """And the client that comes with the service copes: it asks again for what was lost."""
     victim = min(replicas(folder))
-    with Load(port, clients=CLIENTS, data=LARGE) as load:
+    command = [sys.executable, "simple_request.py", *["dog.jpg"] * 60, "--url", f"http://127.0.0.1:{port}"]
+    with (
+        Load(port, clients=CLIENTS, data=LARGE) as load,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as client,
+    ):
         load.wait_for(30)
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
@@ -183,6 +190,9 @@ def test_large_requests_go_on_while_a_replica_is_killed(port: int, folder: Path)
         wait_for_two(folder, without=victim)
         recovered = time.monotonic() - killed
         load.wait_for(30)
+        shown, _ = client.communicate(timeout=PATIENCE)
+    assert client.returncode == 0
+    assert shown.count(b"1. German_shepherd: 0.96") == 60
     assert not load.wrong
     assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
     note("large", f"replaced after {recovered:.1f} s, answers {dict(load.statuses())}, lost {len(load.lost)}")

@@ -28,8 +28,9 @@ def laptop(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
     port = free_port()
     before = processes("haproxy")
     command = [sys.executable, "-m", "keras_server.ray_app", "--model", str(EXPORT), "--port", str(port)]
+    command += ["--top", "5"]  # which is the default, and wins over the variable below
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param}
+    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param, "KERAS_SERVER_TOP": "3"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout
         lines: list[str] = []
