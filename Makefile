@@ -11,17 +11,20 @@ BIN := .venv/bin
 # axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
 AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
+# Two processes share the files out, in the order of tests/conftest.py.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: serve test quick mutants fuzz lint format bench soak lock serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
 test: .venv/dev .venv-clients/done $(AXE)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 # Without what starts processes and browsers, or has Keras convert: docs/testing.md says what is left out.
 quick: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray" $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not ray" $(ARGS)
 
 # Which tests concern which sources: pyproject.toml. The last table: docs/testing.md.
 mutants: .venv/dev .venv-mutants/done
