@@ -207,7 +207,8 @@ def test_a_path_has_one_spelling(local: FakeServer, target: str, form: str) -> N
 
 
 @pytest.mark.parametrize(
-    "target", ["metrics", "metrics/", "./metrics", "ftp://localhost/metrics", "?/metrics", "http:/metrics"]
+    "target",
+    ["metrics", "metrics/", "./metrics", "ftp://localhost/metrics", "?/metrics", "http:/metrics", "http:///metrics"],
 )
 def test_a_target_that_is_no_path_is_refused(local: FakeServer, target: str) -> None:
     assert local.ask(request(target, Host="localhost")).status in (400, 404)
