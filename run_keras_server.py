@@ -31,7 +31,7 @@ from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
 from keras_server.front.signals import end_at_once, on_signals
 from keras_server.front.systemd import Systemd, taken_over
-from keras_server.hosts import LOOPBACK, Hosts
+from keras_server.hosts import LOOPBACK
 from keras_server.models import repository
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
@@ -200,7 +200,7 @@ def limits(settings: Settings, local: bool) -> Limits:
         threads=api.threads(settings),
         grace=settings.drain_seconds,
         proxies=settings.trusted_proxies,
-        hosts=Hosts(settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",))),
+        hosts=settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",)),
     )
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from keras_server.api.budget import LEAST, Budget
 from keras_server.errors import Cors
-from keras_server.hosts import Hosts
 from keras_server.machine import memory, processors, resident
 from keras_server.models.registry import Hook, Registry
 from keras_server.models.served import Served
@@ -112,11 +111,6 @@ def model_settings() -> Settings:
 def cors_of(settings: Settings) -> Cors:
     """Return which other origins' pages may read the answers."""
     return Cors(settings.cors_origin)
-
-
-def hosts_of(settings: Settings) -> Hosts:
-    """Return for which hosts the app answers; what the front refuses beyond that it never sees."""
-    return Hosts(settings.allowed_hosts or ("*",))
 
 
 def keys_for(rule: str, settings: Settings) -> tuple[str, ...]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keras_server.hosts import Hosts
-
 # Times
 HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 STALL_SECONDS = 10  # in which a client sends or takes nothing, or less in all than LEAST_RATE asks for
@@ -53,4 +51,4 @@ class Limits:
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
     proxies: tuple[str, ...]  # networks of those whose X-Forwarded-For is believed
-    hosts: Hosts  # for which it answers
+    hosts: tuple[str, ...]  # for which it answers
