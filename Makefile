@@ -3,6 +3,7 @@
 # make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
 # make quick        a verdict in a minute           make mutants     changes of the sources that no test notices (an hour)
 # make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
+# make lock         writes the image's lock files anew, with the latest packages that the requirements allow
 # make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
 PYTHON ?= python3
@@ -10,17 +11,20 @@ BIN := .venv/bin
 # axe-core looks for what keeps people with a screen reader out; without npm its test is skipped.
 AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 
-.PHONY: serve test quick mutants fuzz lint format bench soak serve-ray test-ray clean
+# Two processes share the files out, in the order of tests/conftest.py.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: serve test quick mutants fuzz lint format bench soak lock serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
 
 test: .venv/dev .venv-clients/done $(AXE)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 # Without what starts processes and browsers, or has Keras convert: docs/testing.md says what is left out.
 quick: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray" $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not ray" $(ARGS)
 
 # Which tests concern which sources: pyproject.toml. The last table: docs/testing.md.
 mutants: .venv/dev .venv-mutants/done
@@ -46,6 +50,14 @@ bench: .venv/serve .venv-bench/done
 
 soak: .venv/serve
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+# For the image's Python, whichever this one is. --upgrade: else the versions of the files that are there would stay.
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+	--python-version 3.12 --python-platform linux
+
+lock: .venv-lock/done
+	$(LOCK) --output-file requirements.lock requirements.txt
+	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock requirements-serve.txt
 
 serve-ray: .venv-ray/done build/bundled
 	.venv-ray/bin/python -m keras_server.ray_app --model build/bundled $(ARGS)
@@ -87,6 +99,11 @@ build/node_modules/axe-core/axe.min.js:
 .venv-ray/done: tests/requirements-ray.txt requirements-ray.txt requirements-serve.txt
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet -r $<
+	touch $@
+
+.venv-lock/done:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet "uv>=0.9,<1"
 	touch $@
 
 # Replicas need no TensorFlow: what they serve is written here.

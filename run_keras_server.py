@@ -32,16 +32,17 @@ from keras_server.front.server import Front, give_memory_back
 from keras_server.front.signals import end_at_once, on_signals
 from keras_server.front.systemd import Systemd, taken_over
 from keras_server.hosts import LOOPBACK, Hosts
-from keras_server.models import registry
+from keras_server.models import repository
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
+from keras_server.models.registry import Registry
 from keras_server.models.served import Served
 from keras_server.settings import Settings, read_settings, unknown_variables
 
 log = logging.getLogger("keras_server")
 
 settings = Settings()  # main() reads them from the command line and the environment
-model: object = None  # load_model() puts it here: a Served, a keras.Model, or anything with .predict(batch)
+model: object = None  # load_model() puts it here: a Registry, a Served, a keras.Model, or whatever has .predict(batch)
 app = api.create_app(  # which asks for them at each request, so that what you put in their place holds everywhere
     settings=lambda: settings,
     model=lambda: model,
@@ -56,7 +57,7 @@ def load_model() -> None:
     Raises StartupError.
     """
     global model
-    model = registry.load(settings)
+    model = repository.load(settings)
 
 
 def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
@@ -65,7 +66,7 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     `target` is (width, height). The photo is turned upright by its EXIF orientation, and has as many channels as the
     model's input. Raises ImageError where the pixels cannot be decoded.
     """
-    spec = app.current_model().spec
+    spec, settings = app.current_model().spec, app.model_settings()
     # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
     side = images.least_side(target, settings.interpolation)
     image = images.decode(image, side, spec.mode, settings.background)
@@ -94,18 +95,18 @@ def predict() -> ResponseReturnValue:
         good = [result for result in results if result["success"]]
         for result, answer in zip(good, served.answers(preds, top), strict=True):
             result.update(answer)
-        telemetry.IMAGES.inc(len(batch))
+        served.metrics.images.inc(len(batch))
 
     # one image is answered by itself, several as a list
     if len(results) > 1:
         if batch:
-            return {"success": True, "model": served.spec.name, "results": results}
+            return {"success": True, **served.title, "results": results}
         return {"success": False, "error": "None of these files can be read as an image.", "results": results}, 400
     (result,) = results
     if not batch:
         flask.abort(400, str(result["error"]))
     del result["filename"]
-    return {"success": True, "model": served.spec.name} | result
+    return {"success": True, **served.title, **result}
 
 
 def configure(arguments: Sequence[str] = (), to: Callable[[], logging.Handler] = logging.StreamHandler) -> None:
@@ -124,8 +125,9 @@ def start_model() -> Served:
     """Load the model, and let what load_model() put into `model` be converted and batched. Raises StartupError."""
     global model
     load_model()
-    model = served = app.current_model()
-    return served
+    if not isinstance(model, Registry):
+        model = app.current_model()
+    return app.current_model()
 
 
 def create_app() -> api.App:
@@ -171,7 +173,7 @@ def serve(systemd: Systemd) -> int:
     shared = bool(systemd.listeners)
     front_limits = limits(settings, not reached)
     front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared)
-    served.batcher.on_death = front.die
+    app.registry.on_death(front.die)
     on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
     front.start()
     url = url_of(listeners[0])

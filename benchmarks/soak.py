@@ -240,7 +240,7 @@ class Server:
 
     def images(self) -> int:
         """Return how many images it has answered."""
-        found = re.search(r"^keras_server_images_total (\S+)", self.get("/metrics")[1], re.MULTILINE)
+        found = re.search(r"^keras_server_images_total{.*} (\S+)", self.get("/metrics")[1], re.MULTILINE)
         assert found
         return int(float(found[1]))
 

@@ -41,6 +41,34 @@ BROWSER_OPTIONS = [
 ]  # fmt: skip
 
 
+# What takes long, the longest first: it starts processes or browsers, or loads Keras. `make quick` leaves it out.
+SLOW = [
+    "tests/explain/test_explain.py", "tests/test_consoles.py", "tests/models/test_child.py",
+    "tests/test_real_clients.py", "tests/api/test_page.py", "tests/models/test_loading.py", "tests/test_process.py",
+    "tests/commands/test_export.py", "tests/models/test_conversion.py", "tests/models/test_formats.py",
+    "tests/models/test_addresses.py", "tests/test_fuzz.py", "tests/api/test_page_many.py", "tests/test_deploy.py",
+    "tests/models/test_cache.py", "tests/models/test_beside.py", "tests/test_tutorial.py", "tests/test_package.py",
+    "tests/front/test_origins.py", "tests/front/test_proxies.py", "tests/front/test_clients.py",
+    "tests/commands/test_check.py", "tests/test_cropping.py", "tests/test_images.py", "tests/api/test_openapi.py",
+    "tests/api/test_protocols.py", "tests/api/test_parsing.py", "tests/models/test_mistakes.py",
+    "tests/models/test_suspicion.py", "tests/models/test_bundled_model.py", "tests/test_contract.py",
+    "tests/test_readme.py", "tests/ray",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long, and have it begin first, so that the two processes of `make test` end together."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT).as_posix()
+        return next((number for number, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
+
+    items.sort(key=rank)
+    for item in items:
+        if rank(item) < len(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The contract's tests take a server that runs already."""
     parser.addoption("--base-url", metavar="URL", help="server for test_contract.py, instead of one of its own")
@@ -130,11 +158,12 @@ class Process:
         *arguments: str,
         command: Sequence[str] = (str(ROOT / "run_keras_server.py"),),
         folder: Path = ROOT,
+        python: str = sys.executable,
         **environment: str,
     ):
         variables = {k: v for k, v in os.environ.items() if not k.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
-            [sys.executable, *command, "--port", "0", *arguments],
+            [python, *command, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -158,7 +187,7 @@ class Process:
         """End it as Ctrl-C would; returns its exit status and all that it printed."""
         with contextlib.suppress(ProcessLookupError):
             self.popen.terminate()
-        output, _ = self.popen.communicate(timeout=60)
+        output, _ = self.popen.communicate()
         return self.popen.returncode, "".join(self.lines) + output
 
 
@@ -184,7 +213,9 @@ def start(cache: str) -> Iterator[Callable[..., Process]]:
     yield run
     for process in running:
         process.popen.kill()
-        process.popen.communicate()
+        process.popen.wait()
+        assert process.popen.stdout
+        process.popen.stdout.close()
 
 
 @pytest.fixture(scope="session")

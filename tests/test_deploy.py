@@ -37,6 +37,7 @@ DOCKERFILE = instructions((ROOT / "Dockerfile").read_text("utf-8"))
 RAY_IMAGE = instructions((ROOT / "deploy" / "ray.Dockerfile").read_text("utf-8"))
 STARTS = [i for i, (name, _) in enumerate(DOCKERFILE) if name == "FROM"]
 BUILD, LAST = DOCKERFILE[: STARTS[-1]], DOCKERFILE[STARTS[-1] :]
+(IMAGE,) = [rest.partition("=")[2] for name, rest in DOCKERFILE[: STARTS[0]] if name == "ARG"]
 ENV = dict(pair.split("=", 1) for name, rest in LAST if name == "ENV" for pair in shlex.split(rest))
 MANIFESTS = {doc["kind"]: doc for doc in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8"))}
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
@@ -97,13 +98,28 @@ def test_every_replica_serves_the_export_that_its_image_holds_and_needs_no_tenso
 
 
 def test_the_last_stage_is_slim_installs_nothing_and_is_not_root() -> None:
-    assert arguments(LAST, "FROM")[0].endswith("-slim")
+    assert arguments(LAST, "FROM") == ["${PYTHON}"]
     assert not [rest for rest in arguments(LAST, "RUN") if re.search(r"\b(apt|pip|gcc|make|curl)\b", rest)]
     assert int(arguments(LAST, "USER")[-1]) > 0
 
 
+def test_both_stages_start_from_an_image_of_one_day() -> None:
+    assert re.fullmatch(r"python:3\.\d+-slim@sha256:[0-9a-f]{64}", IMAGE)
+    assert [start.split()[0] for start in arguments(DOCKERFILE, "FROM")] == ["${PYTHON}"] * 2
+
+
+def test_every_package_of_the_image_is_one_of_the_lock_files() -> None:
+    installed = [part for rest in arguments(DOCKERFILE, "RUN") for part in re.findall(r"install (.*?)(?: &&|$)", rest)]
+    assert installed == [f"--require-hashes -r {name}.lock" for name in ("requirements", "requirements-serve")]
+    assert {word for rest in arguments(BUILD, "COPY") for word in rest.split() if word.endswith(".lock")} == {
+        "requirements.lock",
+        "requirements-serve.lock",
+    }
+
+
 def test_signals_reach_the_server_and_the_health_check_needs_no_shell() -> None:
-    assert json.loads(arguments(LAST, "CMD")[-1]) == ["python", "run_keras_server.py"]
+    assert json.loads(arguments(LAST, "ENTRYPOINT")[-1]) == ["python", "run_keras_server.py"]
+    assert not arguments(LAST, "CMD"), "docker run keras-server --top 3 puts its options there"
     check = json.loads(arguments(LAST, "HEALTHCHECK")[0].partition("CMD ")[2])
     assert check[0] == "python"
     assert "/healthz" in check[2]

@@ -90,7 +90,7 @@ def test_defaults() -> None:
     found = read_settings()
     assert (found.host, found.port, found.top, found.timeout) == ("localhost", 5000, 5, 30)
     assert found == Settings()
-    assert [setting.default for setting in SETTINGS] == [*dataclasses.astuple(Settings())]
+    assert [setting.default for setting in SETTINGS] == [getattr(Settings(), setting.name) for setting in SETTINGS]
 
 
 def test_what_is_read_stays() -> None:
@@ -389,3 +389,13 @@ def test_processors(
     monkeypatch.setattr(machine.Path, "read_text", read_text)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
     assert machine.processors() == expected
+
+
+def test_the_memory_that_this_process_has_is_what_the_system_says() -> None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs Linux's list of what a process has")
+    ballast = bytearray(200_000_000)  # much beside what other threads take and give back meanwhile
+    (kilobytes,) = re.findall(r"(?m)^VmRSS:\s+(\d+) kB", status.read_text())
+    assert machine.resident() == pytest.approx(1024 * int(kilobytes), abs=50e6)
+    assert machine.resident() > len(ballast)

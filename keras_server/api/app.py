@@ -14,7 +14,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
-from keras_server.api import explanations, oip, pages, tfserving
+from keras_server.api import explanations, oip, pages, repository, tfserving
 from keras_server.api.context import (
     App,
     Prepare,
@@ -38,7 +38,7 @@ from keras_server.errors import (
     error_body,
 )
 from keras_server.models.batcher import Overdue, QueueFull
-from keras_server.models.registry import NotLoaded, UnknownModel
+from keras_server.models.registry import NotLoaded, NotServed, UnknownModel
 from keras_server.settings import Settings
 from keras_server.telemetry import PROBES
 from keras_server.ticket import TICKET, Ticket
@@ -57,7 +57,7 @@ class OtherHost(HTTPException):
 def create_app(settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare) -> App:
     """Return the app, whose /predict its caller adds.
 
-    `settings` and `model` are asked at each request; a model is whatever Registry takes, None until there is one.
+    `settings` and `model` are asked at each request; a model is whatever Hook takes, None until there is one.
     """
     app = App(settings, model, prepare)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # label before probability
@@ -65,7 +65,7 @@ def create_app(settings: Callable[[], Settings], model: Callable[[], object], pr
     app.after_request(finish)
     app.teardown_request(leave)
     app.register_error_handler(Exception, answer_error)
-    for part in (pages, explanations, tfserving, oip):
+    for part in (pages, explanations, tfserving, oip, repository):
         app.register_blueprint(part.routes)
     return app
 
@@ -119,8 +119,10 @@ def finish(response: flask.Response) -> flask.Response:
 
 
 def leave(_: BaseException | None) -> None:
-    """Take the ticket off the thread, which serves others next, and give back the memory that the request had."""
+    """Take the ticket off the thread, which serves others next, and give back what the request had."""
     TICKET.set(None)
+    if served := flask.g.pop("served", None):
+        served.let_go()
     if charged := flask.g.pop("charged", 0):
         current_app().budget.requests.change(charged, 0)
 
@@ -135,6 +137,8 @@ def answer_error(error: Exception) -> flask.Response:
         status, sentence = 503, OVERLOADED
     elif isinstance(error, NotLoaded):
         status, sentence = 503, NOT_LOADED
+    elif isinstance(error, NotServed):
+        status, sentence = 503, str(error)
     elif isinstance(error, UnknownModel):
         status, sentence = 404, str(error)
     elif isinstance(error, TensorError):

@@ -15,9 +15,8 @@ from keras_server.api.budget import LEAST, Budget
 from keras_server.errors import Cors
 from keras_server.hosts import Hosts
 from keras_server.machine import memory, processors, resident
-from keras_server.models.registry import Registry
+from keras_server.models.registry import Hook, Registry
 from keras_server.models.served import Served
-from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 from keras_server.telemetry import PROBES
 
@@ -41,27 +40,37 @@ class App(flask.Flask):
     request_class = Request
 
     def __init__(self, settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare):
-        """Take what returns the settings, what returns the model (see Registry), and prepare_image."""
+        """Take what returns the settings, what returns the model (see Hook), and prepare_image."""
         super().__init__("keras_server.api")
         self.settings, self.prepare = settings, prepare
-        self.registry = Registry(model, settings)
+        self.hook = Hook(model, settings)
         self.draining = threading.Event()  # set once the server begins to stop
         self.sharing = threading.Lock()
         self.shared: tuple[Settings, Budget] | None = None  # made once, by the settings
-        self.documents: dict[object, tuple[Spec, Settings, bytes]] = {}  # made once, by what they were made from
+        # Made once, by what makes them and the model: what they were made from, and they.
+        self.documents: dict[tuple[object, str], tuple[object, Settings, bytes]] = {}
+
+    @property
+    def registry(self) -> Registry:
+        """All models. Raises NotLoaded."""
+        return self.hook.registry()
 
     def current_model(self) -> Served:
-        """Return the model that the request took when it was admitted; outside of requests the default one.
+        """Return the model that the request took, and lets go once it is answered; outside of requests the default one.
 
-        Raises NotLoaded or UnknownModel.
+        Raises NotLoaded, UnknownModel or NotServed.
         """
         if not flask.has_request_context():
             return self.registry.find()
         if "served" not in flask.g:
-            request = flask.request
-            name = (request.view_args or {}).get("name", request.args.get("model"))
-            flask.g.served = self.registry.find(name)
+            parts, request = flask.request.view_args or {}, flask.request
+            name = parts.get("name", request.args.get("model"))
+            flask.g.served = self.registry.take(name, parts.get("version"), parts.get("label"))
         return cast(Served, flask.g.served)
+
+    def model_settings(self) -> Settings:
+        """Return the settings as they are for that model. Raises likewise."""
+        return self.current_model().settings or self.settings()
 
     @property
     def budget(self) -> Budget:
@@ -91,8 +100,13 @@ def current_settings() -> Settings:
 
 
 def current_model() -> Served:
-    """Return the model that the request took when it was admitted. Raises NotLoaded or UnknownModel."""
+    """Return the model that the request took when it was admitted. Raises as App.current_model()."""
     return current_app().current_model()
+
+
+def model_settings() -> Settings:
+    """Return the settings as they are for that model. Raises likewise."""
+    return current_app().model_settings()
 
 
 def cors_of(settings: Settings) -> Cors:

@@ -27,7 +27,8 @@ log = logging.getLogger("keras_server")
 ROWS = tuple(
     row
     for row in MODEL_SETTINGS
-    if row.of_model or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
+    if (row.of_model and row.name != "engine_threads")  # which is for a machine
+    or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
 )
 # Of these the export holds what they lead to, and not the options.
 RESOLVED = ("labels", "preprocess")

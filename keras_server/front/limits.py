@@ -11,6 +11,7 @@ HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 STALL_SECONDS = 10  # in which a client sends or takes nothing, or less in all than LEAST_RATE asks for
 LINGER_SECONDS = 30  # in which what follows a last answer is read away, so that the client gets to read the answer
 SILENT_SECONDS = 3  # that the client may be silent meanwhile
+LAG_SECONDS = 1  # by which a body may be behind LEAST_RATE where others want its place
 SHAKE_SECONDS = 0.1  # in which connections that clients have begun to make are still made, before the port closes
 KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended

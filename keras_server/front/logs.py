@@ -17,7 +17,8 @@ from keras_server.models.errors import StartupError
 
 LINES = 4096  # that wait to be written; further ones are dropped
 LAST_SECONDS = 1.0  # in which those that wait are written, as the process ends
-PATIENCE = 1.0  # seconds in which somebody has to read what the start prints
+STREAMS = 2  # the last number of a standard stream
+PATIENCE = 1.0  # seconds in which what the start says has to be read
 DROPPED = telemetry.counter("log_lines_dropped", "Lines of the log that were not written")
 MISSING = "%d lines of the log are missing here: they came faster than they could be written."
 
@@ -79,8 +80,11 @@ def stderr() -> int:
 
     The libraries that decode pictures write to it, too, past Python, and would keep their threads.
     """
-    if sys.stderr is None:  # the process was started without, and its number may be another file's
-        return os.open(os.devnull, os.O_WRONLY)
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= STREAMS:
+        pass  # The number of a standard stream that is closed would become a client's, who would get what they write.
+    if sys.stderr is None:  # closed
+        return nowhere
+    os.close(nowhere)
     descriptor = sys.stderr.fileno()
     ours = os.dup(descriptor)
     with contextlib.suppress(OSError):
@@ -92,14 +96,18 @@ def stderr() -> int:
     return ours
 
 
-def write(descriptor: int, line: str) -> None:
-    """Write a line, past Python's buffers, whose locks would keep the process from ending. Raises OSError."""
+def write(descriptor: int, line: str, patience: float | None = None) -> None:
+    """Write a line, past Python's buffers, whose locks would keep the process from ending. Raises OSError.
+
+    Where the descriptor does not wait by itself, waits for `patience` seconds, None for as long as it takes.
+    """
     rest = memoryview(f"{line}\n".encode(errors="backslashreplace"))
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # as another program that has the file may have set it
-            select.select([], [descriptor], [])
+        except BlockingIOError:
+            if not select.select([], [descriptor], [], patience)[1]:
+                raise
 
 
 def say(*lines: str) -> None:
@@ -113,8 +121,6 @@ def say(*lines: str) -> None:
             return
         print(*lines, sep="\n", flush=True)
     except OSError as error:
-        with open(os.devnull, "wb") as nowhere:  # where Python may write the rest as it ends
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         raise StartupError(
             f"Standard output cannot be written to ({error.strerror}): make room, or send it elsewhere, as with "
             "> /dev/null."
@@ -126,5 +132,5 @@ def stop(sentence: str) -> int:
     logging.shutdown()
     if sys.stderr:
         with contextlib.suppress(OSError):
-            write(sys.stderr.fileno(), f"error: {sentence}")
+            write(sys.stderr.fileno(), f"error: {sentence}", PATIENCE)
     return 1

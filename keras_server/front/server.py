@@ -12,6 +12,7 @@ import ctypes
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication
@@ -95,22 +96,21 @@ class Front:
         return self.predictions if method == "POST" else self.pages
 
     def look_for_clients(self) -> None:
-        """Give up the requests whose clients have left."""
+        """Give up the requests whose clients have left, and make a place where none comes that would."""
+        self.make_place()
         self.predictions.give_up_abandoned()
         self.pages.give_up_abandoned()
 
     def handle(self, sock: gevent.socket.socket, address: tuple[object, ...]) -> None:
-        """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut.
+        """Serve a new connection, and make a place for the next.
 
-        That is one without a request. Where an address has too many, one of its own gives way, or the new one is turned
-        away.
+        Where an address has too many, one of its own that is silent gives way, or the new one is turned away.
         """
         connection = Connection(sock, address, self)
         if self.is_crowded(connection.owner) and not self.cut_silent(connection.owner):
             connection.turn_away(CROWDED.format(self.limits.per_address))
             return
-        if self.pool.full():
-            self.cut_silent()
+        self.make_place()
         self.enter(connection.owner)
         try:
             connection.serve()
@@ -141,13 +141,30 @@ class Front:
             oldest.hang_up()
         return oldest is not None
 
+    def make_place(self) -> None:
+        """Where there is room for no other connection, cut a silent one, else one whose body comes too slowly."""
+        if not self.pool.full() or self.cut_silent():
+            return
+        now = time.monotonic()
+        lags = {  # seconds by which bodies are behind LEAST_RATE
+            each: now - each.ticket.arrived - each.size / constants.LEAST_RATE
+            for each in self.bodies
+            if not each.evicted
+        }
+        last = max(lags, key=lambda each: lags[each], default=None)
+        if last and lags[last] > constants.LAG_SECONDS:
+            self.evict(last)
+
+    def evict(self, connection: Connection) -> None:
+        """Give up a body that is still being sent."""
+        connection.evicted = True
+        connection.hang_up()
+
     def make_room(self) -> None:
         """Where bodies take too much memory, give up the largest of those that are still being sent."""
         leaving = sum(connection.held for connection in self.bodies if connection.evicted)
         if self.held - leaving > self.limits.held:
-            largest = max(self.bodies, key=lambda connection: 0 if connection.evicted else connection.held)
-            largest.evicted = True
-            largest.hang_up()
+            self.evict(max(self.bodies, key=lambda connection: 0 if connection.evicted else connection.held))
 
     def stop_softly(self) -> None:
         """On a signal: tell the probes, take connections for the grace period, answer what was accepted, end."""

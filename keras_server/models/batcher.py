@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_server import telemetry
+from keras_server.telemetry import ModelMetrics
 from keras_server.ticket import TICKET
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
@@ -82,8 +82,10 @@ class Batcher:
     row at once; while all are busy rows queue up and form the next batches.
     """
 
-    def __init__(self, run: Compute, max_batch: int, queue_size: int, lanes: int = 1):
-        self.run, self.queue_size, self.lanes = run, queue_size, lanes
+    def __init__(
+        self, run: Compute, max_batch: int, queue_size: int, lanes: int = 1, metrics: ModelMetrics | None = None
+    ):
+        self.run, self.queue_size, self.lanes, self.metrics = run, queue_size, lanes, metrics
         self.max_batch = max(1, max_batch // lanes)  # of one lane
         self.jobs: deque[Job] = deque()
         self.waiting = 0  # rows
@@ -199,11 +201,13 @@ class Batcher:
                     self.work([job_and_rows])
             return
         ended = time.monotonic()
-        telemetry.INFERENCE.observe(ended - started)
-        telemetry.BATCH.observe(len(inputs[0]))
+        if self.metrics:
+            self.metrics.inference.observe(ended - started)
+            self.metrics.batch.observe(len(inputs[0]))
+            for job, _ in batch:
+                self.metrics.queued.observe(started - job.since)
         first = 0
         for job, rows in batch:
-            telemetry.QUEUED.observe(started - job.since)
             last = first + rows.stop - rows.start
             job.note(rows, started, ended)
             try:

@@ -60,8 +60,11 @@ class Lanes:
         return engine_cam(OpenVINOEngine(model, "float32", self.threads, 1), spec.outputs[output])
 
 
-def open_model(source: Source, settings: Settings) -> Opened:
-    """Return a model that has computed a row, and its final spec. Raises StartupError."""
+def open_model(source: Source, settings: Settings, name: str = "") -> Opened:
+    """Return a model that has computed a row, and its final spec, under a name of its own or another.
+
+    Raises StartupError.
+    """
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
     check_options(settings)
@@ -73,7 +76,8 @@ def open_model(source: Source, settings: Settings) -> Opened:
     except Exception as error:
         log.debug("The model cannot be served", exc_info=True)
         raise StartupError(f"{source.name} cannot be served: {reason_of(error)}") from None
-    spec = replace(final_spec(opened.spec, settings), precision=settings.precision)
+    spec = final_spec(replace(opened.spec, name=name or opened.spec.name), settings)
+    spec = replace(spec, precision=settings.precision)
     if opened.explained not in (-1, spec.output):
         had, asked = (spec.outputs[number].name for number in (opened.explained, spec.output))
         flaw = f"This export of {spec.name} has heat maps of its output {had}, and {asked} is served."

@@ -175,13 +175,13 @@ def test_an_export_and_what_openvino_reads_are_shared_as_they_are(bundled: Path,
 
 
 @pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundled(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Path:
     """An export of the bundled model."""
     folder = tmp_path_factory.mktemp("exports") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "settings", server.settings)
         patch.setattr(server, "model", server.model)
-        patch.setenv("KERAS_SERVER_CACHE_DIR", "")
+        patch.setenv("KERAS_SERVER_CACHE_DIR", cache)
         assert export("bundled", folder) == 0
     return folder
 
@@ -222,7 +222,7 @@ def test_the_export_is_served_where_there_is_no_tensorflow(bundled: Path, servin
 def test_without_keras_a_sentence_says_what_is_missing(model: str, serving_site: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", SERVICE, "--model", model, "--port", "0"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(serving_site), "KERAS_SERVER_CACHE_DIR": ""}, timeout=60, check=False,
+        env=os.environ | {"PYTHONPATH": str(serving_site), "KERAS_SERVER_CACHE_DIR": ""}, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: keras and tensorflow must be installed to convert a model (pip install -r ")

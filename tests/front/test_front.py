@@ -417,6 +417,26 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
         assert "Traceback" not in fake.log
 
 
+def test_where_there_is_no_room_a_slow_body_gives_way() -> None:
+    """Soon, and not when it is late; what came faster is read to its end."""
+    with FakeServer("--timeout", "200", files=200, STALL_SECONDS=200) as fake, fake.raw() as faster:
+        faster.send(PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000) + PIXEL + bytes(49_000))
+        fake.wait(bodies=1)
+        slow = [fake.raw().send(PREDICT + b"Content-Length: 1000\r\n\r\n") for _ in range(150)]
+        for _ in range(10):
+            assert fake.ask(request()).status == 200
+        answer = slow[0].answer()
+        assert answer
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+        answer = faster.send(bytes(1000)).answer()
+        assert answer
+        assert answer.status == 200
+        for raw in slow:
+            raw.close()
+        assert "Traceback" not in fake.log
+
+
 def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way() -> None:
     with FakeServer("--memory", "1", SILENT_SECONDS=0.2) as fake:  # bodies have a quarter of 256 MiB at least
         hogs = []

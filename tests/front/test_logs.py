@@ -168,13 +168,13 @@ def test_a_log_whose_reader_has_left_holds_up_no_answer() -> None:
 
 @contextlib.contextmanager
 def server_of(
-    redirection: str, *, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+    redirection: str, *options: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start the fake server as a shell does, with its output sent elsewhere; yields it and its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, str(HERE / "fake_server.py"), "{}", "--port", str(port), "--drain-seconds", "0"]
-    command += ["--allowed-hosts", "*"]
+    command += ["--allowed-hosts", "*", *options]
     shell = ["bash", "-c", f'exec "$@" {redirection}', "-", *command]
     with subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, text=True) as process:
         try:
@@ -213,6 +213,8 @@ def test_without_a_place_for_its_words_the_server_serves(redirection: str) -> No
     with server_of(redirection) as (process, port):
         for _ in range(3):
             assert ask(port, post()) == 200
+        for number in (1, 2):  # which no socket of a client has got
+            assert "socket" not in os.readlink(f"/proc/{process.pid}/fd/{number}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -225,6 +227,22 @@ def test_where_nobody_reads_anything_the_server_starts_serves_and_ends(pipe: Pip
             assert ask(port, post(PIXEL)) == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_a_start_that_fails_ends_where_nobody_reads_why(pipe: Pipe) -> None:
+    pipe.fill()
+    with server_of("", "--host", "256.0.0.1", stderr=pipe.theirs) as (process, _):
+        assert process.wait(60) == 1
+
+
+def test_another_program_may_have_made_the_log_s_pipe_one_that_does_not_wait(pipe: Pipe) -> None:
+    os.set_blocking(pipe.theirs, False)
+    with FakeServer(stderr=pipe.theirs, LAST_SECONDS=60) as fake:
+        with fake.raw() as raw:
+            requests_on(raw, 1000)
+        text = pipe.read()
+        assert re.findall(r"id=(n\d+)", text) == [f"n{number}" for number in range(1000)]
+        assert text.count("\n") == 1000  # none was torn
 
 
 def test_what_nobody_reads_on_standard_output_stands_in_the_log(pipe: Pipe) -> None:

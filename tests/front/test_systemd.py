@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DOG, ROOT
 from fakes import FakeServer, Raw, post, request, wait_until
-from supervisor import Supervisor, holds
+from supervisor import Supervisor, handing, holds
 
 from keras_server.front import systemd
 from keras_server.front.systemd import VARIABLES, taken_over
@@ -146,6 +147,15 @@ def test_an_environment_that_is_wrong_is_said(count: str, sentence: str, monkeyp
     monkeypatch.setenv("LISTEN_FDS", count)
     with pytest.raises(StartupError, match=sentence):
         taken_over()
+
+
+def test_what_is_no_socket_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w") as file:
+        command = handing([file.fileno()], [sys.executable, str(ROOT / "run_keras_server.py"), "--model", "bundled"])
+        done = subprocess.run(command, pass_fds=[file.fileno()], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: File descriptor 3, which systemd hands over, is no socket (")
+    assert done.stderr.count("\n") == 1
 
 
 # Restarts

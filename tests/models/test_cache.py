@@ -469,7 +469,7 @@ def child(code: str, *arguments: str) -> str:
     program += "logging.basicConfig(level='INFO', stream=sys.stdout)\n" + code
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

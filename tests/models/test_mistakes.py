@@ -354,7 +354,7 @@ def test_a_layer_of_ones_own_is_imported(capfd: Any, monkeypatch: pytest.MonkeyP
     """As the sentence says."""
     Path("layers.py").write_text(SCALE.format(line="@keras.saving.register_keras_serializable('my')"))
     code = "import keras, layers; keras.Sequential([keras.Input((2,)), layers.Scale()]).save('own.keras')"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     monkeypatch.setattr(server, "settings", server.settings.__class__(model="own.keras", import_=("layers.py",)))
     server.load_model()
     (answer,) = server.model.compute([np.array([[3, 4]], np.float32)])  # type: ignore[attr-defined]
@@ -401,7 +401,7 @@ def test_the_real_process_says_one_line() -> None:
     """Nothing of Python, of Keras, or of TensorFlow."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_keras_server.py"), "--port", "0", "--model", "nonsense"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == " * Loading the Keras model: please wait until the server has fully started\n"
