@@ -20,6 +20,7 @@ from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.opening import export_of, is_for_openvino
 from keras_server.models.registry import or_bundled
 from keras_server.models.source import Source
+from keras_server.models.tracing import check_keras
 from keras_server.settings import Settings, parse, values_of
 
 log = logging.getLogger("keras_server")
@@ -104,11 +105,16 @@ def exported(settings: Settings, folder: Path) -> Settings:
     These are the same where it needs no export, or where Keras has to compute it. Raises StartupError or OSError.
     """
     source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
-    if source.is_export or source.is_foreign or not is_for_openvino(source, settings):
+    if source.is_export or source.is_foreign:
+        return settings
+    check_keras()
+    if not is_for_openvino(source, settings):
         return settings
     try:
         or_bundled(source, lambda source: write(source, settings, folder, {}))
     except NotExportable as error:
+        if settings.engine == "openvino":
+            raise
         log.warning("%s", error)
         return settings
     inside = replace(settings, weights="", sha256="", labels="", preprocess="auto", import_=(), unsafe_model=False)

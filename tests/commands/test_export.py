@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 import run_keras_server
 import run_keras_server as server
-from keras_server.commands.export import exported
+from keras_server.commands.export import NotExportable, exported
 from keras_server.models import opening, source
 from keras_server.models.errors import DownloadError
 from keras_server.models.export import FORMAT, read_export, write_about
@@ -157,6 +157,11 @@ def test_where_keras_computes_each_server_loads_the_model(values: dict[str, str]
     settings = Settings(**values)  # type: ignore[arg-type]
     assert exported(settings, tmp_path / "out") is settings
     assert not (tmp_path / "out").exists()
+
+
+def test_what_openvino_is_to_compute_and_cannot_is_refused_before_any_server_starts(tmp_path: Path) -> None:
+    with pytest.raises(NotExportable, match="text cannot be exported, since OpenVINO cannot run it"):
+        exported(Settings(model="tests/data/models/text.keras", engine="openvino"), tmp_path / "out")
 
 
 def test_an_export_and_what_openvino_reads_are_shared_as_they_are(bundled: Path, tmp_path: Path) -> None:

@@ -112,8 +112,19 @@ def test_it_ends_within_its_patience_and_answers_what_it_accepted(laptop: tuple[
     assert 200 in answers
 
 
-def test_what_needs_a_conversion_is_refused_in_a_sentence_where_there_is_no_keras() -> None:
-    command = [sys.executable, "-m", "keras_server.ray_app", "--model", "bundled", "--cache-dir", ""]
+@pytest.mark.parametrize("engine", ["auto", "keras"])
+def test_what_needs_keras_is_refused_in_a_sentence_where_there_is_none(engine: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "keras_server.ray_app",
+        "--model",
+        "bundled",
+        "--engine",
+        engine,
+        "--cache-dir",
+        "",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: keras and tensorflow must be installed to convert a model (pip install -r ")
