@@ -13,6 +13,7 @@ prepare_image() holds on every route. What a library would do for you stands in 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -161,13 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_file_limit()
     for listener in listeners:
         listener.listen(1024)
-    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
+    group = functools.partial(api.group_of, app)
+    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings), group)
     app.registry.on_death(front.die)
     for which in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(which, front.stop_softly)
+    if isinstance(model, repository.Repository) and hasattr(signal, "SIGHUP"):
+        gevent.signal_handler(signal.SIGHUP, model.look_soon)
     front.start()
     url = url_of(listeners[0])
-    print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
+    print(f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {settings.precision} on {url}")
     print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
     front.serve_forever()
     return front.status

@@ -1,5 +1,6 @@
 """Several models on one port: named, found in a folder, versioned, swapped and removed while requests go on."""
 
+import importlib
 import os
 import re
 import threading
@@ -8,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
-from openvino import opset13 as ops
 
+from keras_server.models.engines import openvino
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
 from keras_server.models.registry import NotServed, Registry, UnknownModel
@@ -20,15 +20,21 @@ from keras_server.readers import model_option
 from keras_server.settings import Settings, read_settings
 
 
-def times(path: Path, factor: float, size: int = 3) -> Path:
-    """Write a model in OpenVINO's own format that multiplies its numbers, float32, shape (n, size)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def product(factor: float, size: int = 3) -> Any:
+    """Return an OpenVINO model that multiplies its numbers, float32, shape (n, size)."""
+    ops = importlib.import_module(f"{openvino().__name__}.opset13")
     x = ops.parameter([-1, size], np.float32, name="x")
     factors = ops.constant(np.full((1, size), factor, np.float32))
     result = ops.result(ops.multiply(x, factors))
     result.output(0).get_tensor().set_names({"y"})
     x.output(0).get_tensor().set_names({"x"})
-    openvino.save_model(openvino.Model([result], [x], "times"), path, compress_to_fp16=False)
+    return openvino().Model([result], [x], "times")
+
+
+def times(path: Path, factor: float, size: int = 3) -> Path:
+    """Write such a model in OpenVINO's own format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino().save_model(product(factor, size), path, compress_to_fp16=False)
     return path
 
 
