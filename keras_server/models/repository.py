@@ -133,7 +133,7 @@ class Repository(Registry):
             if len(kept) < self.settings.versions and self.bring(place, number, versions[number], found, patient):
                 kept.append(number)
         served = {number for name, number in self.loaded if name == place.name}
-        if kept or place.listed:  # a model that --model names is served as long as nothing takes its place
+        if kept or (place.listed and not versions):  # else what is served stays until something takes its place
             for number in served - {*kept}:
                 log.info("Version %d of %s is no longer served.", number, place.name)
                 self.retire(place.name, number)

@@ -1,6 +1,5 @@
 """Several models on one port: named, found in a folder, versioned, swapped and removed while requests go on."""
 
-import importlib
 import os
 import re
 import threading
@@ -10,32 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from multiplying import times
 
-from keras_server.models.engines import openvino
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
 from keras_server.models.registry import NotServed, Registry, UnknownModel
 from keras_server.models.repository import Repository, load
 from keras_server.readers import model_option
 from keras_server.settings import Settings, read_settings
-
-
-def product(factor: float, size: int = 3) -> Any:
-    """Return an OpenVINO model that multiplies its numbers, float32, shape (n, size)."""
-    ops = importlib.import_module(f"{openvino().__name__}.opset13")
-    x = ops.parameter([-1, size], np.float32, name="x")
-    factors = ops.constant(np.full((1, size), factor, np.float32))
-    result = ops.result(ops.multiply(x, factors))
-    result.output(0).get_tensor().set_names({"y"})
-    x.output(0).get_tensor().set_names({"x"})
-    return openvino().Model([result], [x], "times")
-
-
-def times(path: Path, factor: float, size: int = 3) -> Path:
-    """Write such a model in OpenVINO's own format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    openvino().save_model(product(factor, size), path, compress_to_fp16=False)
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import wait_until
-from test_repository import factor, house, look_twice, product, serve, times
+from multiplying import product, times
+from test_repository import factor, house, look_twice, serve
 
 from keras_server import telemetry
 from keras_server.models import repository as repositories
@@ -372,3 +373,19 @@ def test_the_cache_keeps_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None
     held.close()
     fourth = write("fourth")
     assert {*Path("cache").iterdir()} == {fourth}
+
+
+def test_the_old_one_stays_while_its_successor_is_not_ready(serve: Serve) -> None:
+    """Whoever removes version 1 too early, or puts a broken one in its place, does not take the model away."""
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats/2/model.xml"), 2)
+    shutil.rmtree("m/cats/1")
+    served.look()
+    assert factor(served, "cats") == 1
+    served.look()
+    assert factor(served, "cats") == 2
+    shutil.rmtree("m/cats/2")
+    Path("m/cats/3").write_text("text")
+    look_twice(served)
+    assert factor(served, "cats") == 2
