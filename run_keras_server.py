@@ -13,6 +13,7 @@ prepare_image() holds on every route. What a library would do for you stands in 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -172,13 +173,15 @@ def serve(systemd: Systemd) -> int:
             listener.listen(1024)
     shared = bool(systemd.listeners)
     front_limits = limits(settings, not reached)
-    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared)
+    group = functools.partial(api.group_of, app)
+    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared, group)
     app.registry.on_death(front.die)
-    on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
+    look = model.look_soon if isinstance(model, repository.Repository) else front.stop_softly
+    on_signals(stop=front.stop_softly, hang_up=look)
     front.start()
     url = url_of(listeners[0])
     say(
-        f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}",
+        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {settings.precision} on {url}",
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()

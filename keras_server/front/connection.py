@@ -69,7 +69,7 @@ class Connection:
         """Answer request after request, and close the socket."""
         try:
             while self.serve_one():
-                if self.head.method != "POST" and self.front.predictions.works:
+                if self.head.method != "POST" and self.front.predicting:
                     gevent.sleep(limits.PAUSE_SECONDS)
                 self.reader.let_others()
             self.linger()
@@ -139,7 +139,7 @@ class Connection:
         if self.proxied:
             self.enter_asker(head.fields.get("x-forwarded-for", ""))
         self.closing = not head.keep_alive
-        lane = front.lane(head.method)
+        lane = front.lane(head.method, head.target)
         body = self.read_body(keep=not lane.full)
         if head.method in ("GET", "HEAD") and (probe := front.probes.get(head.path)):
             self.describe()

@@ -14,6 +14,7 @@ SHAKE_SECONDS = 0.1  # in which connections that clients have begun to make are 
 KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
 PAUSE_SECONDS = 0.1  # between two requests of a connection that are no predictions, while others wait for theirs
+UNUSED_SECONDS = 60  # beyond the time that a request may take, after which threads that nobody uses end
 LOOK_SECONDS = 0.25  # between two looks at which clients have left
 
 # Sizes
