@@ -72,6 +72,6 @@ class Supervisor:
     def restart(self) -> int:
         """End the server, and start the next one once it has ended; returns the exit status of the former."""
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(60)
+        status = self.process.wait(240)
         self.process = self.start()
         return status
