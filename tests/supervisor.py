@@ -66,7 +66,12 @@ class Supervisor:
         file = self.listener.fileno()
         command = handing([file], self.command)
         process = subprocess.Popen(command, env=environment, pass_fds=[file], stdout=subprocess.DEVNULL)
-        assert self.told.recv(100) == b"READY=1"
+        try:
+            assert self.told.recv(100) == b"READY=1"
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return process
 
     def restart(self) -> int:
