@@ -20,6 +20,7 @@ from keras_server.models import registry
 from keras_server.models.beside import settings_for
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import Files, beside_of, state_of, versions_in
+from keras_server.models.leaving import Leaving
 from keras_server.models.places import Place, places_in, places_of
 from keras_server.models.registry import Model, Registry, UnknownModel, in_words, serve_source, short, warn
 from keras_server.models.served import Served
@@ -61,6 +62,7 @@ class Repository(Registry):
         self.unloaded: set[str] = set()  # by request
         self.said: set[str] = set()  # sentences that need no repeating
         self.unsettled = False
+        self.leaving = Leaving(settings.timeout)
         self.last_resort: Callable[[], None] = lambda: None
         self.orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         try:
@@ -186,7 +188,7 @@ class Repository(Registry):
         LOADS.labels(place.name, "loaded").inc()
         log.info("Now served: %s, with %s.", title, served.spec.engine)
         if old:
-            old.retire()
+            self.let_leave(old)
         return True
 
     def state_of(self, path: Path | None, found: Beside) -> State:
@@ -212,7 +214,12 @@ class Repository(Registry):
         """Serve a version no more, once the requests that have it are answered."""
         self.loaded.pop((name, number), None)
         if old := self.drop(name, number):
-            old.retire()
+            self.let_leave(old)
+
+    def let_leave(self, served: Served) -> None:
+        """Have a version closed once no request has it; the thread then sees to its memory."""
+        self.leaving.add(served)
+        self.orders.put(self.leaving.tidy)
 
     def remove(self, name: str) -> None:
         """Serve a model no more, and forget it."""
@@ -299,15 +306,15 @@ class Repository(Registry):
         """Carry out orders, and look at the folder from time to time, until the repository is closed."""
         while True:
             watch = self.settings.watch or None
-            order: Callable[[], None] | None = self.look
+            soon = min(watch or SETTLED_SECONDS, SETTLED_SECONDS)
+            order: Callable[[], None] | None = self.look if watch or self.unsettled else self.leaving.tidy
             with contextlib.suppress(queue.Empty):
-                order = self.orders.get(
-                    timeout=min(watch or SETTLED_SECONDS, SETTLED_SECONDS) if self.unsettled else watch
-                )
+                order = self.orders.get(timeout=soon if self.unsettled or self.leaving.waiting else watch)
             if not order:
                 return
             try:
                 order()
+                self.leaving.tidy()
             except Exception:
                 log.exception("The models could not be looked at")
 
