@@ -78,18 +78,18 @@ def asgi() -> Gate:
 
 
 class KerasServer:
-    """A replica: one process with one model."""
+    """A replica: one process with the model, or the models."""
 
     def __init__(self) -> None:
         """Load the model. Its threads are the CPUs that Ray gave, unless the settings say otherwise."""
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) or 1
         for name in ("ENGINE_THREADS", "DECODE_THREADS"):
             os.environ.setdefault(f"KERAS_SERVER_{name}", str(cpus))
-        server.create_app().current_model().batcher.on_death = die
+        server.create_app().registry.on_death(die)
 
     def check_health(self) -> None:
         """Raise where no prediction would be taken; Ray then replaces the replica."""
-        if problem := server.app.current_model().problem(server.settings.timeout):
+        if problem := server.app.registry.problem(server.settings.timeout):
             raise RuntimeError(problem)
 
 
