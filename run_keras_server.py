@@ -13,6 +13,7 @@ prepare_image() holds on every route. What a library would do for you stands in 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
 from keras_server.front.signals import end_at_once, on_signals
 from keras_server.front.systemd import Systemd, taken_over
-from keras_server.hosts import LOOPBACK, Hosts
+from keras_server.hosts import LOOPBACK
 from keras_server.models import repository
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
@@ -172,13 +173,15 @@ def serve(systemd: Systemd) -> int:
             listener.listen(1024)
     shared = bool(systemd.listeners)
     front_limits = limits(settings, not reached)
-    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared)
+    group = functools.partial(api.group_of, app)
+    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared, group)
     app.registry.on_death(front.die)
-    on_signals(stop=front.stop_softly, hang_up=front.stop_softly)
+    look = model.look_soon if isinstance(model, repository.Repository) else front.stop_softly
+    on_signals(stop=front.stop_softly, hang_up=look)
     front.start()
     url = url_of(listeners[0])
     say(
-        f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}",
+        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {settings.precision} on {url}",
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()
@@ -200,7 +203,7 @@ def limits(settings: Settings, local: bool) -> Limits:
         threads=api.threads(settings),
         grace=settings.drain_seconds,
         proxies=settings.trusted_proxies,
-        hosts=Hosts(settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",))),
+        hosts=settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",)),
     )
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
+LONGEST = 100  # characters of an address, its zone and its port
 HOPS = 16  # proxies that a request may have passed
 WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([\d.]+):\d+")
 # W3C Trace Context, 3.2: neither id is all zeros; a later version than 00 may have more behind the flags.
@@ -52,6 +53,8 @@ def owner_of(client: str, trusted: Sequence[str]) -> str:
 
 def address(text: str) -> Address | None:
     """Return an address that may have a port, one of IPv4 within IPv6 as itself; None where it is none."""
+    if len(text) > LONGEST:
+        return None
     if match := WITH_PORT.fullmatch(text):
         text = match[1] or match[2]
     try:

@@ -4,35 +4,31 @@ read every answer as one of its own (DNS rebinding): it is known by the name, wh
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
 
 from keras_server.clients import Address, address, network
 
 LOOPBACK = (".localhost", "127.0.0.0/8", "[::1]")
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\\\s]+?)\.?(?::([0-9]{0,5}))?")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[^\[\]:/?#@\\\s]{1,255}?)\.?(?::([0-9]{0,5}))?")
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """Names, each as in "example.org", ".example.org" for those below it as well, addresses, networks, "*" for all."""
+@functools.lru_cache
+def allows(allowed: tuple[str, ...], host: str, probe: bool = False) -> bool:
+    """Return whether a request with this Host is answered; one without comes from no browser.
 
-    allowed: tuple[str, ...] = ("*",)
-
-    def allow(self, host: str, probe: bool = False) -> bool:
-        """Return whether a request with this Host is answered; one without comes from no browser.
-
-        Load balancers and container platforms send a `probe` to the machine itself, by its address.
-        """
-        if not host or "*" in self.allowed:
-            return True
-        if not (found := split(host)):
-            return False
-        name, port = found
-        ip = address(name)
-        if probe and (ip or name == "localhost"):
-            return True
-        return any(matches(name, port or "80", ip, text) for text in self.allowed)
+    Allowed are names, as in "example.org", ".example.org" for those below it as well, addresses, networks, and "*" for
+    all. Load balancers and container platforms send a `probe` to the machine itself, by its address.
+    """
+    if not host or "*" in allowed:
+        return True
+    if not (found := split(host)):
+        return False
+    name, port = found
+    ip = address(name)
+    if probe and (ip or name == "localhost"):
+        return True
+    return any(matches(name, port or "80", ip, text) for text in allowed)
 
 
 def matches(name: str, port: str, ip: Address | None, allowed: str) -> bool:

@@ -180,6 +180,9 @@ class Reader:
 
     def type(self, line: Line, port: int) -> None:
         """Run a command that ends, and compare."""
+        if line.command.startswith(".venv/"):  # which an earlier line has made, and be it one that is not run here
+            make = ["make", ".venv/serve"]
+            subprocess.run(make, cwd=self.folder, env=self.environment, check=True, capture_output=True)
         command = line.command.replace("localhost:5000", f"localhost:{port}")
         command = command.replace("simple_request.py", f"simple_request.py --url http://localhost:{port}")
         done = subprocess.run(

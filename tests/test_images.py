@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,15 @@ def test_a_size_is_that_of_the_picture_once_it_is_upright() -> None:
         assert upright_size(Image.open(io.BytesIO(encode(Image.new("RGB", (60, 40)), exif=exif)))) == upright
     garbage = encode(Image.new("RGB", (60, 40)), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
     assert upright_size(Image.open(io.BytesIO(garbage))) == (60, 40)
+
+
+@pytest.mark.parametrize("error", [SyntaxError, struct.error, KeyError])
+def test_where_pillow_fails_on_exif_the_size_is_as_stored(error: type[Exception], monkeypatch: Any) -> None:
+    def fail(_: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert upright_size(Image.new("RGB", (60, 40))) == (60, 40)
 
 
 def on_white(palette: Image.Image, alpha: Callable[[int], int]) -> Image.Image:

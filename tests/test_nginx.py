@@ -137,6 +137,12 @@ def test_the_server_s_own_answers_pass_unchanged(before: Callable[..., Proxy]) -
         assert ask(fake.port, request("/metrics"))[0] == 200
 
 
+def test_a_server_on_the_same_machine_is_told_the_names_of_the_site(before: Callable[..., Proxy]) -> None:
+    for options, status in {(): 421, ("--allowed-hosts", "*"): 200, ("--allowed-hosts", "site.example"): 200}.items():
+        with FakeServer(*options, any_host=False) as fake:
+            assert ask(before(fake.port).port, post(Host="site.example"))[0] == status
+
+
 def test_the_log_knows_the_client_and_no_liar(before: Callable[..., Proxy]) -> None:
     with FakeServer("--trusted-proxies", "127.0.0.1") as fake:
         port = before(fake.port).port

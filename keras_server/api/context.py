@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from typing import IO, cast
+from urllib.parse import unquote
 
 import flask
 import numpy as np
@@ -13,9 +15,8 @@ from PIL import Image
 
 from keras_server.api.budget import LEAST, Budget
 from keras_server.errors import Cors
-from keras_server.hosts import Hosts
 from keras_server.machine import memory, processors, resident
-from keras_server.models.registry import Hook, Registry
+from keras_server.models.registry import Hook, NotLoaded, Registry
 from keras_server.models.served import Served
 from keras_server.settings import Settings
 from keras_server.telemetry import PROBES
@@ -25,6 +26,7 @@ Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (wi
 # Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
 NEED_NO_KEY = {*PROBES, "/", "/docs", "/openapi.json", "/static/<path:filename>"}
 METRICS = "/metrics"  # which may have a key of its own
+NAMED = re.compile(r"^/(?:v[12]/)?models/([^/:?]+)|\?(?:.*&)?model=([^&]*)")  # the targets that name a model
 
 
 class Request(flask.Request):
@@ -89,6 +91,17 @@ class App(flask.Flask):
             return self.shared[1]
 
 
+def group_of(app: App, target: str) -> str:
+    """Return the model that a request's target names, where it is served and not the default; else nothing."""
+    if not (found := NAMED.search(target)):
+        return ""
+    name = unquote(found[1] or found[2].replace("+", " "))
+    try:
+        return name if name in app.registry.names()[1:] else ""
+    except NotLoaded:
+        return ""
+
+
 def current_app() -> App:
     """Return the app that serves the request."""
     return cast(App, flask.current_app)
@@ -112,11 +125,6 @@ def model_settings() -> Settings:
 def cors_of(settings: Settings) -> Cors:
     """Return which other origins' pages may read the answers."""
     return Cors(settings.cors_origin)
-
-
-def hosts_of(settings: Settings) -> Hosts:
-    """Return for which hosts the app answers; what the front refuses beyond that it never sees."""
-    return Hosts(settings.allowed_hosts or ("*",))
 
 
 def keys_for(rule: str, settings: Settings) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def explain() -> ResponseReturnValue:
         flask.abort(422, f"{served.spec.name} answers with numbers, not with labels, so there is none to explain.")
     ((_, data),) = uploads
     try:
-        with current_app().budget.map_turn():
+        with current_app().budget.map_turn(served):
             return explain_one(served, data)
     except ImageError as error:
         flask.abort(400, str(error))

@@ -19,6 +19,7 @@ from keras_server.errors import FAILED, OTHER_HOST, OVERLOADED, TOO_LARGE, TOO_L
 from keras_server.front import http, limits
 from keras_server.front.http import Answer, Head, Refusal
 from keras_server.front.reader import Reader
+from keras_server.hosts import allows
 from keras_server.ticket import DESCRIBED, Ticket
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Connection:
         """Answer request after request, and close the socket."""
         try:
             while self.serve_one():
-                if self.head.method != "POST" and self.front.predictions.works:
+                if self.head.method != "POST" and self.front.predicting:
                     gevent.sleep(limits.PAUSE_SECONDS)
                 self.reader.let_others()
             self.linger()
@@ -133,12 +134,12 @@ class Connection:
             raise Refusal(408, SLOW_HEAD) from None
         finally:
             front.headless.pop(self, None)
-        if not front.limits.hosts.allow(head.host, head.path in front.probes):
+        if not allows(front.limits.hosts, head.host, head.path in front.probes):
             raise Refusal(421, OTHER_HOST)
         if self.proxied:
             self.enter_asker(head.fields.get("x-forwarded-for", ""))
         self.closing = not head.keep_alive
-        lane = front.lane(head.method)
+        lane = front.lane(head.method, head.target)
         body = self.read_body(keep=not lane.full)
         if head.method in ("GET", "HEAD") and (probe := front.probes.get(head.path)):
             self.describe()

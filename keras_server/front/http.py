@@ -36,7 +36,7 @@ FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r\n")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t -~\x80-\xff]*)?\r\n")
 # Of letters, digits, hyphens, dots and slashes. No client writes them so, and /%6detrics would pass a proxy's /metrics.
 NEEDLESS = re.compile("%(?=2[DEF]|3[0-9]|[46][1-9A-F]|[57][0-9A])", re.IGNORECASE)
-PROXY_FORM = re.compile("https?://([^/?#]*)/?", re.IGNORECASE)  # http://host/path, as to a proxy
+PROXY_FORM = re.compile("https?://([^/?#]+)/?", re.IGNORECASE)  # http://host/path, as to a proxy
 
 Stream: TypeAlias = io.BufferedReader
 Answer = tuple[str, Headers, bytes]  # status line, headers, body

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keras_server.hosts import Hosts
-
 # Times
 HEAD_SECONDS = 10  # from a request's first byte to the end of its head
 STALL_SECONDS = 10  # in which a client sends or takes nothing, or less in all than LEAST_RATE asks for
@@ -16,6 +14,7 @@ SHAKE_SECONDS = 0.1  # in which connections that clients have begun to make are 
 KEPT_SECONDS = 1  # in which, once the port is closed, a connection that is kept alive may still bring a request
 DEATH_SECONDS = 5  # for the last answers once the model's thread has ended
 PAUSE_SECONDS = 0.1  # between two requests of a connection that are no predictions, while others wait for theirs
+UNUSED_SECONDS = 60  # beyond the time that a request may take, after which threads that nobody uses end
 LOOK_SECONDS = 0.25  # between two looks at which clients have left
 
 # Sizes
@@ -53,4 +52,4 @@ class Limits:
     threads: int
     grace: float  # seconds in which a server that stops still takes connections
     proxies: tuple[str, ...]  # networks of those whose X-Forwarded-For is believed
-    hosts: Hosts  # for which it answers
+    hosts: tuple[str, ...]  # for which it answers

@@ -34,6 +34,8 @@ log = logging.getLogger("keras_server")
 
 
 Probe = Callable[[], tuple[int, bytes]]  # a status and a body of JSON
+# Whose threads a target of POST is for: "" for most, or a name, of which there are few.
+Group = Callable[[str], str]
 
 
 class Front:
@@ -48,12 +50,15 @@ class Front:
         probes: Mapping[str, Probe],
         cors: Cors,
         shared: bool = False,
+        group: Group = lambda target: "",
     ):
         """Take listening gevent sockets; `draining` is set when the server begins to stop.
 
         `probes` answers GET and HEAD of its paths, without the app. Sockets that are `shared` are another process's
-        too, such as systemd's: who connects while the server stops waits in the kernel for the next one.
+        too, such as systemd's: who connects while the server stops waits in the kernel for the next one. Requests of
+        one `group` neither wait behind those of another nor hold them up.
         """
+        self.app, self.group = app, group
         self.listeners, self.limits, self.draining, self.probes, self.cors = listeners, limits, draining, probes, cors
         self.shared = shared
         self.pool = Pool(connections())
@@ -71,6 +76,7 @@ class Front:
             "wsgi.run_once": False,
         }
         self.predictions = Lane("web", app, limits.threads, limits.requests)
+        self.others: dict[str, Lane] = {}  # of further groups
         self.pages = Lane("pages", app, constants.PAGE_THREADS, constants.PAGES)
         self.headless: dict[Connection, None] = {}  # connections without a whole head, the oldest first
         self.bodies: set[Connection] = set()  # connections that send a body
@@ -91,15 +97,31 @@ class Front:
         """Return once the server has stopped."""
         self.stopped.wait()
 
-    def lane(self, method: str) -> Lane:
-        """Return the threads for requests of this method: GETs neither wait behind predictions nor hold them up."""
-        return self.predictions if method == "POST" else self.pages
+    def lane(self, method: str, target: str) -> Lane:
+        """Return the threads for a request: GETs neither wait behind predictions nor hold them up."""
+        if method != "POST":
+            return self.pages
+        if not (group := self.group(target)):
+            return self.predictions
+        if group not in self.others:
+            self.others[group] = Lane("web", self.app, self.limits.threads, self.limits.requests)
+        self.others[group].used = time.monotonic()
+        return self.others[group]
+
+    @property
+    def predicting(self) -> bool:
+        """Whether predictions are under way."""
+        return bool(self.predictions.works) or any(lane.works for lane in self.others.values())
 
     def look_for_clients(self) -> None:
-        """Give up the requests whose clients have left, and make a place where none comes that would."""
+        """Give up what nobody waits for or uses, and make a place where none comes that would."""
         self.make_place()
-        self.predictions.give_up_abandoned()
-        self.pages.give_up_abandoned()
+        for lane in (self.predictions, self.pages, *self.others.values()):
+            lane.give_up_abandoned()
+        unused = time.monotonic() - self.limits.seconds - constants.UNUSED_SECONDS
+        for group, lane in [*self.others.items()]:
+            if not lane.works and not lane.running and lane.used < unused:
+                self.others.pop(group).workers.shutdown(wait=False)
 
     def handle(self, sock: gevent.socket.socket, address: tuple[object, ...]) -> None:
         """Serve a new connection, and make a place for the next.

@@ -20,7 +20,7 @@ from keras_server.models.source import reachable
 # Files with other endings are taken for what lies beside models. A model's file is told by its content, once it is one.
 ENDINGS = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".xml", ".zip")
 
-State = frozenset[tuple[str, int, int, int]]  # of files: name, which it is on the disk, size, and time of its change
+Files = frozenset[tuple[str, int, int, int]]  # of files: name, which it is on the disk, size, and time of its change
 
 
 def is_model_folder(path: Path) -> bool:
@@ -63,7 +63,7 @@ def visible(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
-def state_of(*paths: Path) -> State:
+def state_of(*paths: Path) -> Files:
     """Return what tells whether files, and all that is in folders, have changed. What is not there does not count."""
     found: set[tuple[str, int, int, int]] = set()
     for path in paths:
@@ -76,6 +76,8 @@ def state_of(*paths: Path) -> State:
 
 
 def beside_of(path: Path) -> list[Path]:
-    """Return the files that may stand beside a model, and the weights of OpenVINO's own format."""
-    name = path.name if path.is_dir() else path.stem
-    return [path.parent / f"{name}{ending}" for ending in (".toml", ".labels.txt", ".bin")]
+    """Return the files that a model's settings may stand in: beside it or in it."""
+    if not path.is_dir():
+        return [path, path.with_suffix(".toml"), path.parent / f"{path.stem}.labels.txt"]
+    names = [f"{path.name}.toml", f"{path.name}.labels.txt"]
+    return [path / "about.json", *(folder / name for folder in (path, path.parent) for name in names)]

@@ -19,9 +19,17 @@ from keras_server.machine import processors
 from keras_server.models.architectures import check_download
 from keras_server.models.child import Crashed, convert_in_child
 from keras_server.models.convert import Converted, Job, Loaded, convert_source, load_described
-from keras_server.models.engines import Engine, KerasEngine, OpenVINOEngine, accelerated, batched, has_bfloat16
+from keras_server.models.engines import (
+    Engine,
+    KerasEngine,
+    OpenVINOEngine,
+    accelerated,
+    batched,
+    has_bfloat16,
+    read_copied,
+)
 from keras_server.models.errors import StartupError
-from keras_server.models.export import Cache, Export, ExportError
+from keras_server.models.export import Cache, Export, ExportError, keep
 from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.reference import random_input
@@ -100,7 +108,8 @@ def open_engine(source: Source, settings: Settings) -> Opened:
             converted = convert_source(source, settings.output)
             loaded, why = converted.loaded, converted.why
             if not why:
-                return opened_with(lanes, converted.model, converted.heat, converted)
+                heat = converted.heat  # what else was converted goes
+                return opened_with(lanes, converted.model, lambda: heat, converted)
         else:
             opened, why = open_export(source, settings, lanes)
             if opened:
@@ -129,7 +138,9 @@ def check_source(source: Source) -> None:
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
     """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
     if source.is_export:
-        return opened_from(given_export(source), lanes), ""
+        given = given_export(source)
+        model = read_copied(given.folder / "model.xml")
+        return opened_with(lanes, model, lambda: read_copied(given.folder / "heat.xml"), given), ""
     if source.is_foreign:
         model, spec = open_foreign(source.path or Path(), source.name)
         flaw = f"{source.name} is no model of Keras, so it cannot be explained."
@@ -204,13 +215,17 @@ def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitSta
 
 def opened_from(export: Export, lanes: Lanes) -> Opened:
     """Open an export. Raises whatever OpenVINO does."""
-    return opened_with(lanes, export.folder / "model.xml", export.folder / "heat.xml", export)
+    kept = keep(export.folder)
+    opened = opened_with(lanes, export.folder / "model.xml", lambda: export.folder / "heat.xml", export)
+    if kept:
+        weakref.finalize(opened.explain, kept.close)
+    return opened
 
 
-def opened_with(lanes: Lanes, model: Any, heat: Any, about: Export | Converted) -> Opened:
+def opened_with(lanes: Lanes, model: Any, heat: Callable[[], Any], about: Export | Converted) -> Opened:
     """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
     spec, output = about.spec, about.explained
-    explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat, spec, output)
+    explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat(), spec, output)
     return Opened(lanes.open(model, spec.batch), spec, explain, output)
 
 

@@ -11,55 +11,28 @@ import functools
 import logging
 import os
 import queue
-import re
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import click
-
 from keras_server.models import registry
-from keras_server.models.addresses import fetch
-from keras_server.models.beside import beside, settings_for
+from keras_server.models.beside import settings_for
 from keras_server.models.errors import StartupError
-from keras_server.models.folder import State, beside_of, models_in, state_of, versions_in
+from keras_server.models.folder import Files, beside_of, state_of, versions_in
+from keras_server.models.places import Place, places_in, places_of
 from keras_server.models.registry import Model, Registry, UnknownModel, in_words, serve_source, short, warn
 from keras_server.models.served import Served
-from keras_server.models.source import Source, reachable
-from keras_server.readers import ModelOption
+from keras_server.models.source import Source
 from keras_server.settings import Beside, Settings
 from keras_server.telemetry import LOADS, forget_loads
 
 log = logging.getLogger("keras_server")
 
 SETTLED_SECONDS = 1.0  # in which what is whole does not change
+Key = tuple[str, int]  # a model and its version
+State = tuple[Files, tuple[tuple[str, str], ...]]  # what a version is made from: its files, and the settings beside it
 DYING = "Its thread has ended: it is being loaded again."
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model comes from."""
-
-    name: str
-    model: str  # as Source takes it
-    path: Path | None = None  # what can change
-    own: Mapping[str, str] = field(default_factory=dict)  # settings that --model gives it
-    listed: bool = False  # in the folder, and not by --model
-
-    def versions(self) -> dict[int, Path | None]:
-        """Return what there is to be served, by the numbers of versions; 1 where it has none. Raises OSError."""
-        if not self.path:
-            return {1: None}
-        versions: dict[int, Path | None] = {**versions_in(self.path)}
-        return versions or ({} if self.listed and not self.path.exists() else {1: self.path})
-
-    def beside(self) -> Beside:
-        """Return the settings that stand beside it. Raises StartupError."""
-        try:
-            return beside(str(self.path)) if self.path else Beside()
-        except click.UsageError as error:
-            raise StartupError(error.message) from None
 
 
 def load(settings: Settings) -> Served | Registry:
@@ -83,9 +56,11 @@ class Repository(Registry):
         self.folder = Path(settings.model_dir) if settings.model_dir else None
         self.named = places_of(settings)
         self.loading = threading.RLock()  # what follows belongs to whoever has it
-        self.loaded: dict[tuple[str, int], State] = {}
-        self.refused: dict[tuple[str, int], tuple[State, str]] = {}
-        self.seen: dict[tuple[str, int], State] = {}  # at the last look, and not loaded since
+        self.loaded: dict[Key, State] = {}
+        self.refused: dict[Key, tuple[State, str]] = {}  # and why
+        self.seen: dict[Key, State] = {}  # at the last look, and not loaded since
+        self.beside: dict[str, tuple[Files, Beside]] = {}  # what stood beside each model, as those files were
+        self.flaws: dict[str, str] = {}  # in that, as sentences
         self.unloaded: set[str] = set()  # by request
         self.said: set[str] = set()  # sentences that need no repeating
         self.unsettled = False
@@ -101,25 +76,23 @@ class Repository(Registry):
     def begin(self) -> None:
         """Load everything for the first time. Raises StartupError as the constructor."""
         for place in self.places():
+            model = self.models.setdefault(place.name, Model())
             self.refresh(place, patient=False)
-            if not place.listed and not self.versions(place.name):
+            if not model.versions and not place.listed:
                 raise StartupError(self.reason(place.name))
+            if not model.versions:
+                model.missing = self.reason(place.name)
         if not self.names():
             raise StartupError(f"--model-dir: there is no model in {self.folder} that can be served.")
 
     def places(self) -> list[Place]:
         """Return where all models come from, by the options and the folder. Raises StartupError."""
-        places = [*self.named]
-        try:
-            listed = models_in(self.folder) if self.folder else {}
-        except OSError as error:
-            raise StartupError(f"--model-dir: {self.folder} cannot be read ({error.strerror or error}).") from None
-        for name, paths in listed.items():
-            if len(paths) > 1 or any(place.name == name for place in self.named):
-                self.say_once(f"{' and '.join(map(str, paths))} would be called {name} as another model is: rename it.")
-            if not any(place.name == name for place in self.named):
-                places.append(Place(name, str(paths[0]), paths[0], listed=True))
-        return places
+        places = {place.name: place for place in self.named}
+        for place in places_in(self.folder) if self.folder else ():
+            other = places.setdefault(place.name, place)
+            if other is not place:
+                self.say_once(f"{place.path} is not served, for {other.model} has the name {place.name}: rename it.")
+        return [*places.values()]
 
     def say_once(self, sentence: str) -> None:
         """Warn of something that every look would find."""
@@ -139,7 +112,8 @@ class Repository(Registry):
             for place in places:
                 if place.name not in self.unloaded:
                     self.refresh(place, patient=True)
-            for name in {*self.models} - {place.name for place in places}:
+            known = {*self.models} | {name for name, _ in (*self.refused, *self.seen)}
+            for name in known - {place.name for place in places}:
                 log.info("%s is gone, and no longer served.", name)
                 self.remove(name)
                 self.unloaded.discard(name)
@@ -150,36 +124,42 @@ class Repository(Registry):
 
         Where it is `patient`, what has changed since the last look is left alone until it does no more.
         """
-        with self.lock:
-            model = self.models.setdefault(place.name, Model())
         try:
-            found, versions = place.beside(), place.versions()
+            found, versions = self.settings_beside(place), place.versions()
         except (StartupError, OSError) as error:
+            self.flaws[place.name] = str(error)
             self.say_once(f"{place.name}: {error}")
-            model.missing = model.missing or ("" if model.versions else str(error))
             return
+        self.flaws.pop(place.name, None)
         kept: list[int] = []
         for number in sorted(versions, reverse=True):
             if len(kept) < self.settings.versions and self.bring(place, number, versions[number], found, patient):
                 kept.append(number)
-        if kept or place.listed:  # a model that --model names is served as long as nothing takes its place
-            for number in {*model.versions} - {*kept}:
+        served = {number for name, number in self.loaded if name == place.name}
+        if kept or (place.listed and not versions):  # else what is served stays until something takes its place
+            for number in served - {*kept}:
                 log.info("Version %d of %s is no longer served.", number, place.name)
                 self.retire(place.name, number)
         with self.lock:
-            model.labels = found.version_labels
-            if not model.versions and not model.missing:
-                model.missing = self.reason(place.name)
+            if place.name in self.models:
+                self.models[place.name].labels = found.version_labels
+
+    def settings_beside(self, place: Place) -> Beside:
+        """Return what stands beside a model, read anew where it has changed. Raises StartupError."""
+        state = state_of(*beside_of(place.path)) if place.path else frozenset()
+        if self.beside.get(place.name, (None, None))[0] != state:
+            self.beside[place.name] = state, place.beside()
+        return self.beside[place.name][1]
 
     def reason(self, name: str) -> str:
         """Return why nothing is served of a model, as a sentence."""
         reasons = [reason for (other, _), (_, reason) in self.refused.items() if other == name]
-        return next(iter(reasons), "") or self.models[name].missing or "It has no version that is whole."
+        return self.flaws.get(name) or next(iter(reasons), "It has no version that is whole.")
 
     def bring(self, place: Place, number: int, path: Path | None, found: Beside, patient: bool) -> bool:
         """Serve a version as it is now, if it can be; returns whether it is served, be it as it was before."""
         key = place.name, number
-        state = self.state_of(place, path)
+        state = self.state_of(path, found)
         is_served = key in self.loaded
         if self.loaded.get(key) == state:
             return True
@@ -197,7 +177,7 @@ class Repository(Registry):
             LOADS.labels(place.name, "refused").inc()
             log.error("%s is not served%s: %s", title, ", and the old one stays" if is_served else "", error)
             return is_served
-        if patient and self.state_of(place, path) != state:
+        if patient and self.state_of(path, found) != state:
             served.close()
             self.unsettled = True
             return is_served
@@ -212,11 +192,11 @@ class Repository(Registry):
             old.retire()
         return True
 
-    def state_of(self, place: Place, path: Path | None) -> State:
-        """Return what tells whether a version, or what stands beside it, has changed."""
-        if not path or not place.path:
-            return frozenset()
-        return state_of(path, *beside_of(path), *beside_of(place.path))
+    def state_of(self, path: Path | None, found: Beside) -> State:
+        """Return what tells whether a version has changed."""
+        labels = found.values.get("labels")
+        parts = [path, path.with_suffix(".bin"), *([Path(labels)] if labels else [])] if path else []
+        return state_of(*parts), tuple(sorted(found.values.items()))
 
     def open(self, place: Place, version: int | None, path: Path | None, found: Beside) -> Served:
         """Load, convert and warm up a version. Raises StartupError."""
@@ -239,13 +219,13 @@ class Repository(Registry):
 
     def remove(self, name: str) -> None:
         """Serve a model no more, and forget it."""
-        for number in [*self.models[name].versions]:
+        for number in [number for other, number in self.loaded if other == name]:
             self.retire(name, number)
         with self.lock:
-            del self.models[name]
-        for known in (self.loaded, self.refused, self.seen):
-            for key in [key for key in known if key[0] == name]:
-                del known[key]
+            self.models.pop(name, None)
+        self.refused = {key: value for key, value in self.refused.items() if key[0] != name}
+        self.seen = {key: value for key, value in self.seen.items() if key[0] != name}
+        self.beside.pop(name, None)
 
     # What others ask for
 
@@ -265,10 +245,8 @@ class Repository(Registry):
             place = self.listed(name)
             self.unloaded.discard(name)
             self.refresh(place, patient=False)
-            for number in place.versions():
-                if refused := self.refused.get((name, number)):
-                    raise StartupError(refused[1])
-            if not self.versions(name):
+            newest = max(place.versions(), default=1)
+            if (name, newest) in self.refused or not self.versions(name):
                 raise StartupError(self.reason(name))
 
     def unload(self, name: str) -> None:
@@ -276,8 +254,7 @@ class Repository(Registry):
         with self.loading:
             self.listed(name)
             self.unloaded.add(name)
-            if name in self.models:
-                self.remove(name)
+            self.remove(name)
 
     def listed(self, name: str) -> Place:
         """Return the place of a model in the folder. Raises UnknownModel."""
@@ -341,19 +318,3 @@ class Repository(Registry):
         """Serve nothing any more, and let the thread end."""
         self.orders.put(None)
         super().close()
-
-
-def places_of(settings: Settings) -> list[Place]:
-    """Return the places of what --model names. Raises StartupError."""
-    options = settings.models or ((ModelOption(settings.model, settings.model),) if settings.model else ())
-    if settings.sha256 and len(options) > 1:
-        raise StartupError("--sha256 is for one model, and --model names several.")
-    places: list[Place] = []
-    for option in options:
-        model = fetch(option.model, settings.sha256, settings.cache_dir)
-        is_path = model != "bundled" and (re.search(r"[./\\]", model) or os.path.exists(model))
-        name = option.name or (reachable(Path(model)) if is_path else Source(model).name)
-        if any(place.name == name for place in places):
-            raise StartupError(f"--model: two models are called {name}: give one another name, NAME={option.model}.")
-        places.append(Place(name, model, Path(model) if is_path else None, option.values))
-    return places or ([] if settings.model_dir else places_of(replace(settings, model="resnet50")))

@@ -660,6 +660,26 @@ def test_a_copy_of_the_file_under_another_name_uses_its_own_functions(tmp_path: 
     assert ",cock,1.000000,," in (tmp_path / "out.csv").read_text()
 
 
+def test_ctrl_c_while_the_model_loads_ends_at_once(tmp_path: Path) -> None:
+    text = SERVICE.read_text("utf-8").replace(
+        'if __name__ == "__main__":',
+        'def load_model():\n    import time\n\n    print("Loading", flush=True)\n    time.sleep(600)\n\n\n'
+        'if __name__ == "__main__":',
+    )
+    (tmp_path / "edited.py").write_text(text, "utf-8")
+    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (9, 9))))
+    command = [sys.executable, "edited.py", "predict", "a.png", "--output", "out.csv"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout
+        assert running.stderr
+        assert running.stdout.readline() == "Loading\n"
+        running.send_signal(signal.SIGINT)
+        assert (running.wait(), running.stderr.read()) == (130, "")
+
+
 def test_a_model_that_fails_on_a_photo_is_a_line(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dog: bytes
 ) -> None:

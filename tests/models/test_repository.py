@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
-from openvino import opset13 as ops
+from multiplying import times
 
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
@@ -18,18 +17,6 @@ from keras_server.models.registry import NotServed, Registry, UnknownModel
 from keras_server.models.repository import Repository, load
 from keras_server.readers import model_option
 from keras_server.settings import Settings, read_settings
-
-
-def times(path: Path, factor: float, size: int = 3) -> Path:
-    """Write a model in OpenVINO's own format that multiplies its numbers, float32, shape (n, size)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    x = ops.parameter([-1, size], np.float32, name="x")
-    factors = ops.constant(np.full((1, size), factor, np.float32))
-    result = ops.result(ops.multiply(x, factors))
-    result.output(0).get_tensor().set_names({"y"})
-    x.output(0).get_tensor().set_names({"x"})
-    openvino.save_model(openvino.Model([result], [x], "times"), path, compress_to_fp16=False)
-    return path
 
 
 @pytest.fixture(autouse=True)
