@@ -38,6 +38,7 @@ os.environ.update(
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",  # of silence
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "35",  # KERAS_SERVER_TIMEOUT + 5: the replica says what comes too late
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # or a busy machine would see its proxies killed as they start
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "keras_server.ray_app:gates",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # in which HAProxy forgets a replica that ends
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the app brings threads of its own
@@ -51,6 +52,7 @@ os.environ.update(
 import ray
 from a2wsgi import WSGIMiddleware
 from ray import serve
+from ray.exceptions import RayError
 from starlette.middleware import Middleware
 
 import run_keras_server as server
@@ -78,7 +80,7 @@ def asgi() -> Gate:
 
 
 class KerasServer:
-    """A replica: one process with one model."""
+    """A replica: one process with the model, or the models."""
 
     def __init__(self) -> None:
         """Load the model. Its threads are the CPUs that Ray gave, unless the settings say otherwise."""
@@ -152,7 +154,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="keras-server-") as folder:
             serve_here(exported(server.settings, Path(folder, "model")))
-    except (StartupError, RuntimeError, OSError) as error:
+    except (StartupError, RuntimeError, OSError, RayError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from keras_server.models.export import Export, copy_export
 from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.opening import export_of, is_for_openvino
 from keras_server.models.registry import or_bundled
+from keras_server.models.repository import has_several
 from keras_server.models.source import Source
 from keras_server.models.tracing import check_keras
 from keras_server.settings import Settings, parse, values_of
@@ -102,8 +103,11 @@ def write(source: Source, settings: Settings, out: Path, chosen: dict[str, str])
 def exported(settings: Settings, folder: Path) -> Settings:
     """Have a model exported into a folder, once for several servers, and return the settings that they serve it with.
 
-    These are the same where it needs no export, or where Keras has to compute it. Raises StartupError or OSError.
+    These are the same where it needs no export or Keras has to compute it, and for several models, which each server
+    opens by itself. Raises StartupError or OSError.
     """
+    if has_several(settings):
+        return settings
     source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
     if source.is_export or source.is_foreign:
         return settings

@@ -38,10 +38,13 @@ DYING = "Its thread has ended: it is being loaded again."
 
 def load(settings: Settings) -> Served | Registry:
     """Return what the settings name: one model, or several. Raises StartupError."""
+    return Repository(settings) if has_several(settings) else registry.load(settings)
+
+
+def has_several(settings: Settings) -> bool:
+    """Return whether the settings name several models or versions, or one that may change."""
     several = settings.models or settings.model_dir or settings.watch or settings.versions > 1
-    if several or (os.path.isdir(settings.model) and versions_in(Path(settings.model))):
-        return Repository(settings)
-    return registry.load(settings)
+    return bool(several or (os.path.isdir(settings.model) and versions_in(Path(settings.model))))
 
 
 class Repository(Registry):

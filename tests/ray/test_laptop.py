@@ -68,7 +68,7 @@ def test_the_client(laptop: tuple[subprocess.Popen[str], int]) -> None:
 
 
 def test_clients_that_nobody_here_wrote(laptop: tuple[subprocess.Popen[str], int]) -> None:
-    command = [CLIENTS, "tests/real_clients.py", f"http://127.0.0.1:{laptop[1]}", "efficientnet_lite0", "dog.jpg"]
+    command = [CLIENTS, "tests/real_clients.py", "dog.jpg", f"efficientnet_lite0=http://127.0.0.1:{laptop[1]}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
