@@ -3,6 +3,7 @@
 # make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
 # make quick        a verdict in a minute           make mutants     changes of the sources that no test notices (an hour)
 # make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
+# make lock         writes the image's lock files anew, with the latest packages that the requirements allow
 # make serve-ray    the same service on Ray Serve  make test-ray    the contract's tests, on a cluster
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 # Two processes share the files out, in the order of tests/conftest.py.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: serve test quick mutants fuzz lint format bench soak serve-ray test-ray clean
+.PHONY: serve test quick mutants fuzz lint format bench soak lock serve-ray test-ray clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
@@ -50,12 +51,21 @@ bench: .venv/serve .venv-bench/done
 soak: .venv/serve
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-serve-ray: .venv-ray/done
-	.venv-ray/bin/python -m keras_server.ray_app $(ARGS)
+# For the image's Python, whichever this one is. --upgrade: else the versions of the files that are there would stay.
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile --quiet --upgrade --generate-hashes \
+	--python-version 3.12 --python-platform linux
 
-test-ray: .venv-ray/done
-	.venv-ray/bin/python -m pytest -m ray tests/ray $(ARGS)
-	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray tests/ray/test_cluster.py $(ARGS)
+lock: .venv-lock/done
+	$(LOCK) --output-file requirements.lock requirements.txt
+	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock requirements-serve.txt
+
+serve-ray: .venv-ray/done build/bundled
+	.venv-ray/bin/python -m keras_server.ray_app --model build/bundled $(ARGS)
+
+# The other tests' conftest.py needs more than is installed beside Ray; the contract's tests run in the environment of theirs.
+test-ray: .venv-ray/done .venv/dev .venv-clients/done build/bundled
+	.venv-ray/bin/python -m pytest -m ray --noconftest tests/ray $(ARGS)
+	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray --noconftest tests/ray/test_cluster.py $(ARGS)
 
 # A stamp is newer than its requirements once they are installed.
 .venv/serve: requirements.txt requirements-serve.txt
@@ -86,10 +96,20 @@ build/node_modules/axe-core/axe.min.js:
 	.venv-mutants/bin/python -m pip install --quiet -r $<
 	touch $@
 
-.venv-ray/done: requirements-ray.txt requirements.txt requirements-serve.txt requirements-dev.txt
+.venv-ray/done: tests/requirements-ray.txt requirements-ray.txt requirements-serve.txt
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet -r requirements-ray.txt -r requirements-dev.txt
+	.venv-ray/bin/python -m pip install --quiet -r $<
 	touch $@
+
+.venv-lock/done:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet "uv>=0.9,<1"
+	touch $@
+
+# Replicas need no TensorFlow: what they serve is written here.
+build/bundled: .venv/serve $(wildcard keras_server/models/*.py keras_server/explain/*.py)
+	rm -rf $@
+	$(BIN)/python run_keras_server.py export bundled $@
 
 clean:
 	rm -rf .venv .venv-* build benchmarks/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,34 +13,37 @@ prepare_image() holds on every route. What a library would do for you stands in 
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flask
-import gevent
 import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, telemetry
+from keras_server import api, images, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
+from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
-from keras_server.models import registry
+from keras_server.front.signals import end_at_once, on_signals
+from keras_server.front.systemd import Systemd, taken_over
+from keras_server.hosts import LOOPBACK
+from keras_server.models import repository
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
+from keras_server.models.registry import Registry
 from keras_server.models.served import Served
 from keras_server.settings import Settings, read_settings, unknown_variables
 
 log = logging.getLogger("keras_server")
 
 settings = Settings()  # main() reads them from the command line and the environment
-model: object = None  # load_model() puts it here: a Served, a keras.Model, or anything with .predict(batch)
+model: object = None  # load_model() puts it here: a Registry, a Served, a keras.Model, or whatever has .predict(batch)
 app = api.create_app(  # which asks for them at each request, so that what you put in their place holds everywhere
     settings=lambda: settings,
     model=lambda: model,
@@ -55,7 +58,7 @@ def load_model() -> None:
     Raises StartupError.
     """
     global model
-    model = registry.load(settings)
+    model = repository.load(settings)
 
 
 def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
@@ -64,7 +67,7 @@ def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     `target` is (width, height). The photo is turned upright by its EXIF orientation, and has as many channels as the
     model's input. Raises ImageError where the pixels cannot be decoded.
     """
-    spec = app.current_model().spec
+    spec, settings = app.current_model().spec, app.model_settings()
     # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; twice the target keeps the answer the same.
     side = images.least_side(target, settings.interpolation)
     image = images.decode(image, side, spec.mode, settings.background)
@@ -93,25 +96,25 @@ def predict() -> ResponseReturnValue:
         good = [result for result in results if result["success"]]
         for result, answer in zip(good, served.answers(preds, top), strict=True):
             result.update(answer)
-        telemetry.IMAGES.inc(len(batch))
+        served.metrics.images.inc(len(batch))
 
     # one image is answered by itself, several as a list
     if len(results) > 1:
         if batch:
-            return {"success": True, "model": served.spec.name, "results": results}
+            return {"success": True, **served.title, "results": results}
         return {"success": False, "error": "None of these files can be read as an image.", "results": results}, 400
     (result,) = results
     if not batch:
         flask.abort(400, str(result["error"]))
     del result["filename"]
-    return {"success": True, "model": served.spec.name} | result
+    return {"success": True, **served.title, **result}
 
 
-def configure(arguments: Sequence[str] = ()) -> None:
+def configure(arguments: Sequence[str] = (), to: Callable[[], logging.Handler] = logging.StreamHandler) -> None:
     """Read the settings, and log as they say."""
     global settings
     settings = read_settings(arguments, locate)
-    handler = logging.StreamHandler()
+    handler = to()
     handler.setFormatter(telemetry.JsonFormatter() if settings.log_format == "json" else telemetry.TextFormatter())
     log.handlers, log.propagate = [handler], False
     log.setLevel(settings.log_level.upper())
@@ -123,8 +126,9 @@ def start_model() -> Served:
     """Load the model, and let what load_model() put into `model` be converted and batched. Raises StartupError."""
     global model
     load_model()
-    model = served = app.current_model()
-    return served
+    if not isinstance(model, Registry):
+        model = app.current_model()
+    return app.current_model()
 
 
 def create_app() -> api.App:
@@ -133,6 +137,7 @@ def create_app() -> api.App:
     Raises StartupError.
     """
     configure()
+    spans.begin()
     start_model()
     return app
 
@@ -144,35 +149,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.modules.setdefault("run_keras_server", sys.modules[__name__])  # the commands import it under this name
         return COMMANDS[arguments[0]](arguments[1:])
     give_memory_back()
-    configure(arguments)
-    # Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    configure(arguments, Log)
+    end_at_once()  # on Ctrl-C while it loads: a KeyboardInterrupt is lost where Python runs a callback of a library
     try:
-        listeners = bind(settings.host, settings.port)
-        print(" * Loading the Keras model: please wait until the server has fully started", flush=True)
-        served = start_model()
+        return serve(taken_over())
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not settings.api_key and not all(map(is_local, listeners)):
-        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", settings.host)
+        return stop(str(error))
+
+
+def serve(systemd: Systemd) -> int:
+    """Load the model and serve it until a signal comes. Returns the exit status. Raises StartupError."""
+    listeners = systemd.listeners or bind(settings.host, settings.port)
+    say(" * Loading the Keras model: please wait until the server has fully started")
+    served = start_model()
+    reached = [listener for listener in listeners if not is_local(listener)]
+    if not settings.api_key and reached:
+        host = reached[0].getsockname()[0]
+        log.warning("Whoever reaches %s can use the model: --api-key asks them for a key.", host)
+    spans.begin()
     raise_file_limit()
-    for listener in listeners:
-        listener.listen(1024)
-    front = Front(listeners, app, limits(settings), app.draining, api.probes(app), api.cors_of(settings))
-    served.batcher.on_death = front.die
-    for which in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(which, front.stop_softly)
+    if not systemd.listeners:
+        for listener in listeners:
+            listener.listen(1024)
+    shared = bool(systemd.listeners)
+    front_limits = limits(settings, not reached)
+    group = functools.partial(api.group_of, app)
+    front = Front(listeners, app, front_limits, app.draining, api.probes(app), api.cors_of(settings), shared, group)
+    app.registry.on_death(front.die)
+    look = model.look_soon if isinstance(model, repository.Repository) else front.stop_softly
+    on_signals(stop=front.stop_softly, hang_up=look)
     front.start()
     url = url_of(listeners[0])
-    print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
-    print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
+    say(
+        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {settings.precision} on {url}",
+        f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
+    )
+    systemd.ready()
     front.serve_forever()
+    spans.end()
     return front.status
 
 
-def limits(settings: Settings) -> Limits:
-    """Return what the front needs to know of the settings."""
+def limits(settings: Settings, local: bool) -> Limits:
+    """Return what the front needs to know of the settings, and of whether only this machine reaches it."""
     return Limits(
         body=api.body_limit(settings),
         mebibytes=settings.max_upload_mb,
@@ -184,6 +203,7 @@ def limits(settings: Settings) -> Limits:
         threads=api.threads(settings),
         grace=settings.drain_seconds,
         proxies=settings.trusted_proxies,
+        hosts=settings.allowed_hosts or ((*LOOPBACK, settings.host) if local else ("*",)),
     )
 
 

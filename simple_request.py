@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import requests
+from requests.exceptions import ChunkedEncodingError
 from urllib3.exceptions import MaxRetryError  # requests stands on urllib3
 
 # initialize the Keras REST API endpoint URL along with the input image path
@@ -30,7 +31,7 @@ IMAGE_PATH = "dog.jpg"
 
 # looked for in folders
 IMAGE_NAME = re.compile(r"[^.].*\.(avif|bmp|gif|hei[cf]|jfif|jpe|jpe?g|mpo|png|tiff?|webp)", re.IGNORECASE | re.DOTALL)
-TRIES = 5  # of an image, while the server is busy, or a proxy before it does not reach it
+TRIES = 5  # of an image, while the server is busy, a proxy before it does not reach it, or connections break off
 LONGEST_WAIT = 10  # seconds before the next try, whatever Retry-After asks for
 SAME_FOR_ALL = (401, 403, 404, 405)  # statuses about the key or the address, not about one image
 # what it means where the answer is not the server's own
@@ -54,6 +55,10 @@ class PredictionError(RuntimeError):
     def __init__(self, sentence: str, status: int | None = None, for_all: bool = False, passing: bool = False) -> None:
         super().__init__(sentence)
         self.status, self.for_all, self.passing = status, for_all or status in SAME_FOR_ALL, passing
+
+
+class BrokenOff(PredictionError):
+    """The connection ended before the answer did, as where a server behind a proxy dies."""
 
 
 def classify(image: Image, url: str = KERAS_REST_API_URL, **options: Any) -> list[dict[str, Any]]:
@@ -81,7 +86,13 @@ def ask(
     with contextlib.nullcontext(session) if session else requests.Session() as http:
         for attempt in range(TRIES):
             # submit the request
-            response = post(http, url, api_key, timeout=timeout, files=files, params={"top": top})
+            try:
+                response = post(http, url, api_key, timeout=timeout, files=files, params={"top": top})
+            except BrokenOff:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(1)
+                continue
             try:
                 answer, is_json = response.json(), True
             except (ValueError, RecursionError):  # the latter where lists stand in lists without an end
@@ -172,7 +183,9 @@ def post(http: requests.Session, url: str, api_key: str | None, timeout: float, 
             sentence = f"No server answers at {url}. Start it with `make serve`, or name another with --url."
         else:  # the reason matters: a proxy, a certificate, a connection that broke
             sentence = f"{url} gave no complete answer: {error}"
-        raise PredictionError(sentence, for_all=never_connected, passing=True) from None
+        broke = not never_connected and isinstance(error, (requests.ConnectionError, ChunkedEncodingError))
+        kind = BrokenOff if broke else PredictionError
+        raise kind(sentence, for_all=never_connected, passing=True) from None
 
 
 def find_images(paths: Iterable[str]) -> tuple[list[str], list[str]]:

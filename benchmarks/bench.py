@@ -104,14 +104,14 @@ def why_not(contestant: str, peers_python: Path) -> str:
     return ""
 
 
-def make_weights() -> None:
-    """Save ResNet50 with random weights, once: the work is that of the trained ones, which need a download."""
+def make_weights(python: str = sys.executable) -> None:
+    """Have a Python with Keras save ResNet50 with random weights, once: the work is that of trained ones."""
     if not RANDOM_WEIGHTS.exists():
         RANDOM_WEIGHTS.parent.mkdir(exist_ok=True)
         unfinished = RANDOM_WEIGHTS.with_name(f"unfinished_{RANDOM_WEIGHTS.name}")
         code = "import keras, sys; keras.utils.set_random_seed(0); "
         code += "keras.applications.ResNet50(weights=None).save_weights(sys.argv[1])"
-        output_of([sys.executable, "-c", code, str(unfinished)])
+        output_of([python, "-c", code, str(unfinished)])
         unfinished.rename(RANDOM_WEIGHTS)
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py [--seconds 8] [--rounds 3] [--dry]
 
-Runs in an environment with requirements-ray.txt, needs wrk, and takes a quarter of an hour on two quiet cores. The
-plain server and Ray take turns, so that what else the machine does falls on both; medians of the rounds are compared.
+Runs in an environment with requirements-ray.txt, has the Python of `make serve` export the models, needs wrk, and takes
+a quarter of an hour on two quiet cores. The plain server and Ray take turns, so that what else the machine does falls
+on both; medians of the rounds are compared. Only processor time compares where the machine is not quiet.
 Figures of processor time count every process of Ray, also those that work without requests.
 """
 
@@ -13,7 +14,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -30,11 +30,8 @@ SMALL = RANDOM_WEIGHTS.with_name("small.keras")
 CLIENTS = (1, 8, 32)
 REPLICAS = (1, 2, 4)
 RAY = {"haproxy": "1", "ray": "0"}  # RAY_SERVE_ENABLE_HA_PROXY: HAProxy, or Ray's Python proxy in its place
-MODELS = {
-    "resnet50": {"KERAS_SERVER_MODEL": "resnet50", "KERAS_SERVER_WEIGHTS": str(RANDOM_WEIGHTS)},
-    "bundled": {"KERAS_SERVER_MODEL": "bundled"},
-    "small": {"KERAS_SERVER_MODEL": str(SMALL)},
-}
+WITH_KERAS = str(ROOT / ".venv" / "bin" / "python")
+MODELS = {"resnet50": ("resnet50", "--weights", str(RANDOM_WEIGHTS)), "bundled": ("bundled",), "small": (str(SMALL),)}
 SIZES = {"resnet50": (640, 480), "bundled": (640, 480), "small": (64, 48)}
 LOADED = 0.6  # of a processor, at most, in the plan: the rest is for peaks and for a lost machine
 CORES = 32  # of a machine in the plan
@@ -43,30 +40,26 @@ TARGETS = (1_000, 100_000)
 Row = dict[str, Any]
 
 
-def build_models() -> None:
-    """Save the weights and the model that are measured, unless they are there."""
-    make_weights()
+def build_models(folder: Path) -> None:
+    """Write an export of each model that is measured into a folder."""
+    make_weights(WITH_KERAS)
     if not SMALL.exists():
         code = "import sys; from keras import Input, Sequential, layers, utils; utils.set_random_seed(0); "
         code += "some = [Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.GlobalAveragePooling2D()]; "
         code += "Sequential([*some, layers.Dense(1000, 'softmax')]).save(sys.argv[1])"
-        output_of([sys.executable, "-c", code, str(SMALL)])
+        output_of([WITH_KERAS, "-c", code, str(SMALL)])
+    for name, arguments in MODELS.items():
+        output_of([WITH_KERAS, str(ROOT / "run_keras_server.py"), "export", *arguments, str(folder / name)])
 
 
-def convert(model: str, cache: Path) -> None:
-    """Have the server convert a model once, so that every measured start reads it from the cache."""
-    command = [sys.executable, "-c", "import run_keras_server as server; server.create_app()"]
-    subprocess.run(command, env=environment(model, cache, 0), check=True, capture_output=True)
-
-
-def environment(model: str, cache: Path, port: int, kind: str = "plain") -> dict[str, str]:
+def environment(export: Path, port: int, kind: str = "plain") -> dict[str, str]:
     """Return the environment of a server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_SERVER_")}
-    own = {"KERAS_SERVER_CACHE_DIR": str(cache), "KERAS_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    own = {"KERAS_SERVER_MODEL": str(export), "KERAS_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     # Ray runs its workers with less priority otherwise, and would lose to whatever else runs.
     ray = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     ray |= {"RAY_SERVE_ENABLE_HA_PROXY": RAY[kind]} if kind in RAY else {}
-    return kept | ray | own | MODELS[model]
+    return kept | ray | own
 
 
 def ray_config(folder: Path, port: int, kind: str, replicas: int, cpus: float) -> Path:
@@ -98,7 +91,7 @@ def proxy_seconds(server: Server) -> float:
     return seconds
 
 
-def measure(kind: str, model: str, cache: Path, seconds: float, replicas: int = 1, cpus: float = 0) -> list[Row]:
+def measure(kind: str, model: str, exports: Path, seconds: float, replicas: int = 1, cpus: float = 0) -> list[Row]:
     """Start a server, put it under load from some numbers of clients, and end it. Raises StartError."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +101,7 @@ def measure(kind: str, model: str, cache: Path, seconds: float, replicas: int = 
         if kind in RAY:
             command = [str(Path(sys.executable).parent / "serve"), "run", "--app-dir", str(ROOT)]
             command.append(str(ray_config(folder, port, kind, replicas, cpus or os.cpu_count() or 1)))
-        with Server(command, environment(model, cache, port, kind), port, folder) as server:
+        with Server(command, environment(exports / model, port, kind), port, folder) as server:
             server.first_answer(picture)
             load(port, picture, 8, 2)
             rows = [measure_load(server, port, picture, clients, seconds) for clients in CLIENTS]
@@ -140,7 +133,7 @@ def median(rows: list[Row], **wanted: Any) -> Row:
 def tables(rows: list[Row], rounds: int, busy: float) -> str:
     """Return what was measured, as Markdown; `busy` is the load average from before."""
     now, cores = datetime.datetime.now(datetime.UTC), os.cpu_count()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "keras", "openvino"))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "openvino"))
     lines = [
         f"Measured on {now:%Y-%m-%d}: {cores} cores ({platform.machine()}), load average {busy:.1f} beforehand, "
         f"Python {platform.python_version()}, {versions}; medians of {rounds} rounds, lowest and highest behind them.",
@@ -201,19 +194,17 @@ def main() -> int:
     options = parser.parse_args()
     rows: list[Row] = []
     busy = os.getloadavg()[0]
-    build_models()
     with tempfile.TemporaryDirectory() as name:
-        cache = Path(name) / "cache"
-        for model in MODELS:
-            convert(model, cache)
+        exports = Path(name)
+        build_models(exports)
         try:
             for round_ in range(options.rounds):
                 for model in MODELS:
                     for kind in ("plain", *RAY):
-                        rows += measure(kind, model, cache, options.seconds)
+                        rows += measure(kind, model, exports, options.seconds)
                         print(f"round {round_ + 1}: {model}, {kind}: {rows[-2]['rps']:.1f}/s", flush=True)
                 for replicas in REPLICAS[1:]:
-                    rows += measure("haproxy", "small", cache, options.seconds, replicas, cpus=1 / max(REPLICAS))
+                    rows += measure("haproxy", "small", exports, options.seconds, replicas, cpus=1 / max(REPLICAS))
                     print(f"round {round_ + 1}: small, {replicas} replicas: {rows[-2]['rps']:.1f}/s", flush=True)
         except StartError as error:
             print(f"error: a server did not start:\n{error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Overload, slow clients, restarts and a long run against the real server; every promise with its figure.
 
-    python benchmarks/soak.py [--quick] [--only overload,slow,restarts,memory]
+    python benchmarks/soak.py [--quick] [--only overload,slow,restarts,systemd,memory]
 
 Needs wrk. Writes the section between the soak markers of RESULTS.md, unless it is --quick, which only prints it; ends
 with status 1 where a promise is broken. Load goes to the loopback; each generator of it is a process of its own, as a
@@ -33,6 +33,9 @@ from bench import ROOT, command_of, describe_machine, make_weights
 from PIL import Image
 from report import MODEL_TITLES, put
 from servers import HERE, Picture, free_port, load, used
+
+sys.path.insert(0, str(ROOT / "tests"))
+from supervisor import Supervisor
 
 POOL = 600  # connections of the open loop: more than can wait for an answer
 
@@ -117,7 +120,7 @@ def open_loop(port: int, rate: float, seconds: float) -> dict[str, Any]:
 
 def slow(port: int, count: int, seconds: float) -> dict[str, Any]:
     """Keep so many connections that send a byte a second: of a head, of a body, or nothing after an answer."""
-    kinds = (b"GET /", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n", b"")
+    kinds = (b"GET /", b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n", b"")
     cut = 0
     stop = time.monotonic() + seconds
 
@@ -237,7 +240,7 @@ class Server:
 
     def images(self) -> int:
         """Return how many images it has answered."""
-        found = re.search(r"^keras_server_images_total (\S+)", self.get("/metrics")[1], re.MULTILINE)
+        found = re.search(r"^keras_server_images_total{.*} (\S+)", self.get("/metrics")[1], re.MULTILINE)
         assert found
         return int(float(found[1]))
 
@@ -415,6 +418,24 @@ def restarts(report: Report, quick: bool) -> None:
                [*statuses] == [0])  # fmt: skip
 
 
+def restarts_by_systemd(report: Report, quick: bool) -> None:
+    """Restarts under load on a port that systemd holds; the tests' supervisor stands in for it."""
+    number, statuses = 3 if quick else 50, Counter[int]()
+    command = command_of("ours-float32", "bundled", 0, Path())
+    with Supervisor(*command, "--drain-seconds", "0", "--log-level", "warning") as systemd:
+        load = Generator("persistent", systemd.port, 8)
+        for _ in range(number):
+            time.sleep(0.5)
+            statuses[systemd.restart()] += 1
+        time.sleep(0.5)
+        found = load.end()
+    others = {what: count for what, count in found.items() if what != "200"}
+    report.add(f"{number} restarts on a port of systemd's under the load of 8 clients", "none refused, none failed",
+               f"{found.get('200', 0)} answered, others: {others or 'none'}; "
+               f"exit status {', '.join(f'{n} times {status}' for status, n in statuses.items())}",
+               not others and [*statuses] == [0])  # fmt: skip
+
+
 def memory(report: Report, quick: bool) -> None:
     """A long run."""
     first, last = (200, 1000) if quick else (1000, 20_000)
@@ -434,7 +455,13 @@ def memory(report: Report, quick: bool) -> None:
     server.end()
 
 
-PARTS = {"overload": overload, "slow": slow_clients, "restarts": restarts, "memory": memory}
+PARTS = {
+    "overload": overload,
+    "slow": slow_clients,
+    "restarts": restarts,
+    "systemd": restarts_by_systemd,
+    "memory": memory,
+}
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
+LONGEST = 100  # characters of an address, its zone and its port
 HOPS = 16  # proxies that a request may have passed
 WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([\d.]+):\d+")
 # W3C Trace Context, 3.2: neither id is all zeros; a later version than 00 may have more behind the flags.
@@ -25,7 +26,7 @@ def client_address(peer: str, forwarded: str, trusted: Sequence[str]) -> str:
     if not current:
         return peer
     for text in reversed(forwarded.split(",")[-HOPS:]):
-        if not any(current in network(each) for each in trusted):
+        if not is_trusted(current, trusted):
             break
         before = address(text.strip('\t "'))
         if not before or "%" in text:  # a zone's name may hold anything
@@ -34,8 +35,26 @@ def client_address(peer: str, forwarded: str, trusted: Sequence[str]) -> str:
     return str(current)
 
 
+def is_trusted(peer: Address | None, trusted: Sequence[str]) -> bool:
+    """Return whether an address is in one of the trusted networks."""
+    return peer is not None and any(peer in network(each) for each in trusted)
+
+
+def owner_of(client: str, trusted: Sequence[str]) -> str:
+    """Return who is counted for an address: itself, or its /64 of IPv6, which one client has.
+
+    Nobody, "", for this machine's own, and for a trusted proxy, which asks for many.
+    """
+    found = address(client.partition("%")[0])
+    if not found or found.is_loopback or is_trusted(found, trusted):
+        return ""
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
+
+
 def address(text: str) -> Address | None:
     """Return an address that may have a port, one of IPv4 within IPv6 as itself; None where it is none."""
+    if len(text) > LONGEST:
+        return None
     if match := WITH_PORT.fullmatch(text):
         text = match[1] or match[2]
     try:

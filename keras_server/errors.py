@@ -13,6 +13,7 @@ TOO_LATE = "The answer was not ready in time: try again, or with fewer images."
 TOO_LARGE = "The request is larger than the {:g} MiB that this server takes: send a smaller picture."
 FAILED = "The server failed on this request; its log says why, under {}."
 NOT_LOADED = "The model is not loaded yet: try again in a moment."
+OTHER_HOST = "This server answers for other names than the request's Host: --allowed-hosts adds one."
 STOPPING = "The server is shutting down."
 
 POLICY = (

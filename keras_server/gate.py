@@ -48,11 +48,12 @@ class Gate:
         TICKET.set(ticket)  # for the app; it has no place in the scope, which Ray's proxy sends to another process
         environ = {variable: headers.get(name.encode(), b"").decode("latin-1") for name, variable in DESCRIBED.items()}
         environ |= {"REQUEST_METHOD": scope["method"], "PATH_INFO": scope["path"], "REMOTE_ADDR": client_of(scope)}
+        environ["CONTENT_LENGTH"] = headers.get(b"content-length", b"").decode("latin-1")
         ticket.describe(environ, self.settings.trusted_proxies)
         body = bytearray()
         try:
             async with asyncio.timeout(ticket.left):
-                await self.read(body, int(headers.get(b"content-length", 0)), receive)
+                await self.read(body, ticket.size, receive)
                 # The app reads to the announced end, and a chunked body announces none.
                 framing = (b"content-length", b"transfer-encoding")
                 kept = [header for header in scope["headers"] if header[0] not in framing]

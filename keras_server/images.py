@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import re
+import warnings
 
 import numpy as np
 import pillow_heif
@@ -65,6 +67,9 @@ PREPROCESS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
 }
 
 Image.MAX_IMAGE_PIXELS = None  # open_image has the limit, and Pillow's own would only warn
+# What is wrong with a file is said to its sender, who would otherwise fill the log, and Python's memory of warnings.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of all comments in a PNG, unpacked; Pillow's own limit is 64 MiB
 
 

@@ -12,6 +12,8 @@ What a request passes through:
 
 With RAY_SERVE_ENABLE_HA_PROXY=0 Ray's Python proxy takes HAProxy's place, with a Gate before it. It is slower and
 loses no request: where a replica died the Gate asks another, since a prediction changes nothing. See docs/scaling.md.
+
+Replicas serve what `keras-server export` writes: they start in a second or two, and need no TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 # Of every node; Ray reads it when it is imported. What the environment says already stays.
 os.environ.update(
@@ -50,8 +55,13 @@ from starlette.middleware import Middleware
 
 import run_keras_server as server
 from keras_server.api import threads
+from keras_server.clients import address
+from keras_server.commands.export import exported
 from keras_server.gate import Gate, with_ticket
+from keras_server.hosts import LOOPBACK
 from keras_server.machine import processors
+from keras_server.models.errors import StartupError
+from keras_server.settings import SETTINGS, Settings
 
 log = logging.getLogger("keras_server")
 
@@ -102,20 +112,21 @@ deployment = serve.deployment(
 app = deployment.bind()
 
 
-def main() -> int:
-    """Serve on this machine until Ctrl-C or SIGTERM, then answer what was accepted. Returns the exit status."""
-    server.configure(sys.argv[1:])
-    settings = server.settings
+def serve_here(settings: Settings) -> None:
+    """Serve on this machine until Ctrl-C or SIGTERM, then answer what was accepted. Raises RuntimeError."""
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
+    if not settings.allowed_hosts and (ip := address(host)) and ip.is_loopback:
+        settings = replace(settings, allowed_hosts=LOOPBACK)
+    for row in SETTINGS:
+        os.environ.pop(row.variable, None)
     os.environ.update(settings.environment())  # for the proxy and the replica, which are processes of their own
     os.environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = str(math.ceil(settings.timeout) + 5)
     with socket.create_server(("127.0.0.1", 0)) as free:  # or two servers on a machine would want the same
         os.environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(free.getsockname()[1]))
     ray.init("local", include_dashboard=False, num_cpus=processors())
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host  # Ray listens on one address
     kept = math.ceil(settings.keep_alive)
     serve.start(http_options={"host": host, "port": settings.port, "keep_alive_timeout_s": kept})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which takes it, too
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    end_as_ctrl_c_does()  # after Ray, which takes the signals, too
     sized = deployment.options(
         max_ongoing_requests=4 * settings.max_batch,
         max_queued_requests=settings.queue_size,
@@ -126,10 +137,27 @@ def main() -> int:
     except KeyboardInterrupt:
         serve.delete("default")  # the proxy still hands out answers while the replica finishes
         serve.shutdown()
-        return 0
-    except RuntimeError as error:
+
+
+def end_as_ctrl_c_does() -> None:
+    """Have SIGTERM and SIGINT, which a shell's background jobs ignore, raise KeyboardInterrupt."""
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, signal.default_int_handler)
+
+
+def main() -> int:
+    """Export the model and serve it on this machine. Returns the exit status."""
+    server.configure(sys.argv[1:])
+    end_as_ctrl_c_does()
+    try:
+        with tempfile.TemporaryDirectory(prefix="keras-server-") as folder:
+            serve_here(exported(server.settings, Path(folder, "model")))
+    except (StartupError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-    return 1
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

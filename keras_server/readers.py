@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import click
 from PIL import ImageColor
+
+from keras_server.hosts import split
 
 T = TypeVar("T")
 
@@ -73,10 +77,56 @@ def network(text: str) -> str:
         raise click.BadParameter(f"{text[:80]!r} is no address and no network, such as 10.0.0.0/8.") from None
 
 
-class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4
-    """What may be repeated on the command line, and stand with commas in the environment."""
+def host_name(text: str) -> str:
+    """Read what may stand in a request's Host: a name, also as .example.org, an address or a network, or *."""
+    text = text.strip().lower()
+    with contextlib.suppress(ValueError):
+        if "/" in text or text.count(":") > 1:
+            found = ipaddress.ip_network(text, strict=False)
+            return str(found) if "/" in text else f"[{found.network_address}]"
+    known = split(text)
+    if text == "*" or (known and (re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", known[0]) or ":" in known[0])):
+        return text
+    raise click.BadParameter(
+        f"{text[:80]!r} is no host, such as example.org, .example.org with all below it, 10.0.0.5 or [::1]:8000."
+    )
 
-    envvar_list_splitter = ","
+
+class Several(click.types.FuncParamType):  # type: ignore[type-arg]  # which it has from click 8.4
+    """What may be repeated on the command line, and stand in the environment with a character between."""
+
+    def __init__(self, read: Callable[[str], Any], between: str = ","):
+        super().__init__(read)
+        self.between = between
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the parts of a variable, unless a file or folder has the whole as its name."""
+        return [rv] if os.path.exists(rv) else [part.strip() for part in rv.split(self.between)]
+
+
+@dataclass(frozen=True)
+class ModelOption:
+    """A model as --model asks for it: NAME=MODEL,KEY=VALUE,..."""
+
+    text: str  # as it was written
+    model: str
+    name: str = ""  # empty: the model's own
+    values: Mapping[str, str] = field(default_factory=dict, hash=False)  # settings of its own
+
+
+def model_option(text: str) -> ModelOption:
+    """Read a model with its name and settings; a file or folder that is there may have any name itself."""
+    named = re.match(r"([\w.-]+)=(?=.)", text) if not os.path.exists(text) else None
+    rest = text[named.end() :] if named else text
+    # The model is what comes before the settings; where several divisions are possible, one that is there.
+    ends = [found.start() for found in re.finditer(r",(?=\w+=)", rest)]
+    there = [end for end in (len(rest), *reversed(ends)) if os.path.exists(rest[:end])]
+    end = there[0] if there else min(ends, default=len(rest))
+    model, settings = rest[:end], rest[end + 1 :]
+    if text and not model:
+        raise click.BadParameter(f"{text!r} names no model: write NAME=MODEL, such as cats=cats.keras.")
+    values = dict(part.split("=", 1) for part in re.split(r",(?=\w+=)", settings) if part)
+    return ModelOption(text, model, named[1] if named else "", values)
 
 
 def checksum(text: str) -> str:

@@ -18,7 +18,19 @@ import click
 from click.core import ParameterSource
 
 from keras_server import __version__
-from keras_server.readers import Several, checksum, colour, network, number, one_of, origin, switch
+from keras_server.readers import (
+    ModelOption,
+    Several,
+    checksum,
+    colour,
+    host_name,
+    model_option,
+    network,
+    number,
+    one_of,
+    origin,
+    switch,
+)
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
@@ -34,7 +46,7 @@ def setting(
     empty: bool = False,
     of_model: bool = False,
 ) -> T:
-    """Return a field of Settings.
+    """Return a field of Settings that is a row of the table.
 
     `empty` says that an empty variable is a value, and not the same as none; `of_model`, that it belongs to a model and
     not to a server, and so may stand beside the model's file.
@@ -55,7 +67,14 @@ class Settings:
 
     model: str = setting("", "a classifier of keras.applications, a file (.keras, .h5, .onnx, .tflite, .xml) or "
         "folder with a model, an https:// or hf:// address of one, or 'bundled'; if not given, resnet50, or the "
-        "bundled one where its weights cannot be had")
+        "bundled one where its weights cannot be had. NAME=MODEL gives it a name, and settings of its own may follow "
+        "it, as in cats=cats.keras,preprocess=tf; may be repeated, in the environment with semicolons, and the first "
+        "is the default", model_option)
+    model_dir: str = setting("", "folder of which every model is served: files, folders, and versions of a model as "
+        "TensorFlow Serving has them, NAME/1, NAME/2", metavar="FOLDER")
+    versions: int = setting(1, "newest versions that are served of a model that has several", COUNT, "N")
+    watch: float = setting(0.0, "seconds between two looks for new, changed and removed models and versions; 0: none "
+        "but on SIGHUP", number(float, 0, 86_400), "SECONDS")
     weights: str = setting("", "weights file for the architecture that --model names, instead of a download",
         metavar="FILE")
     sha256: str = setting("", "checksum that the file or the https:// address which --model names must have", checksum,
@@ -80,7 +99,8 @@ class Settings:
         one_of("float32", "bfloat16"), of_model=True)
     max_batch: int = setting(8, "most images that the model computes at once", COUNT, "N")
     decode_threads: int = setting(0, "most images that are decoded at once; 0: one a processor", THREADS, "N")
-    engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N")
+    engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N",
+        of_model=True)
     cache_dir: str = setting("~/.cache/keras-server", "folder for converted models, for a faster start; empty: none",
         metavar="FOLDER", empty=True)
     host: str = setting("localhost", "address to listen on: localhost for 127.0.0.1 and ::1, 0.0.0.0 for all of IPv4, "
@@ -99,7 +119,8 @@ class Settings:
     keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",
         number(float, 0.1, 86_400), "SECONDS")
     connections_per_address: int = setting(1024, "most connections of one address, or of one /64 of IPv6, but for "
-        "this machine's own; 0: any number", number(int, 0, 100_000), "N")
+        "this machine's own, and most requests under way of one that trusted proxies tell; 0: any number",
+        number(int, 0, 100_000), "N")
     drain_seconds: float = setting(2.0, "on SIGTERM or Ctrl-C, seconds in which new connections are still answered "
         "while /readyz says no", number(float, 0, 3600), "SECONDS")
     api_key: tuple[str, ...] = setting((), "key that clients must send as 'Authorization: Bearer KEY'; may be "
@@ -108,9 +129,13 @@ class Settings:
     metrics_key: str = setting("", "key of its own for whoever scrapes /metrics, which opens nothing else; where there "
         "is one, /metrics asks for it or for an --api-key", metavar="KEY")
     trusted_proxies: tuple[str, ...] = setting((), "address or network, such as 10.0.0.0/8, of proxies whose "
-        "X-Forwarded-For says who asks, for the log; may be repeated, in the environment with commas", network)
+        "X-Forwarded-For says who asks, for the log and --connections-per-address; may be repeated, in the "
+        "environment with commas", network)
     cors_origin: tuple[str, ...] = setting((), "origin whose web pages may call the server, or *; may be repeated, in "
         "the environment with commas", origin)
+    allowed_hosts: tuple[str, ...] = setting((), "name or address under which clients reach the server, such as "
+        "example.org, or .example.org with all below it, or *; where none is given, any, but on localhost those of "
+        "this machine alone; may be repeated, in the environment with commas", host_name)
     log_format: str = setting("text", "text or json", one_of("text", "json"))
     log_level: str = setting("info", "debug, info, warning or error; probes are logged at debug, all other requests at "
         "info", one_of("debug", "info", "warning", "error"))
@@ -118,14 +143,21 @@ class Settings:
         "layers with Keras; may be repeated, in the environment with commas", metavar="FILE")
     unsafe_model: bool = setting(False, "on or off: load model files that carry Python code of their own", switch)
 
+    # No rows of the table: what the options have said of several models, or of one by another name; then `model` is "".
+    models: tuple[ModelOption, ...] = ()
+    # The settings of a model that options or the environment give, whatever stands beside it.
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
     def environment(self) -> dict[str, str]:
         """Return the variables from which another process on this machine reads the same settings."""
         values = {
             row.variable: getattr(self, row.name)
             for row in SETTINGS
             # What is as by default may stand otherwise beside the model.
-            if getattr(self, row.name) != row.default or (row.of_model and self.model)
+            if getattr(self, row.name) != row.default or row.name in self.given
         }
+        if self.models:
+            values[f"{PREFIX}MODEL"] = ";".join(option.text for option in self.models)
         # A key with a comma can only have come from the file, which is named as well.
         return {
             variable: ",".join(key for key in value if "," not in key) if isinstance(value, tuple) else str(value)
@@ -165,14 +197,15 @@ class Setting:
     def parameter(self) -> click.Option:
         """Return it as click reads it."""
         more: dict[str, Any] = {}
-        if isinstance(self.default, tuple):
-            more = {"multiple": True}
+        kind: Any = self.read
+        if isinstance(self.default, tuple) or self.read is model_option:
+            more, kind = {"multiple": True}, Several(self.read, ";" if self.read is model_option else ",")
         elif isinstance(self.default, bool):  # the option alone is on
             more = {"is_flag": False, "flag_value": "on"}
         return click.Option(
             [self.option, self.name],
-            type=Several(self.read) if isinstance(self.default, tuple) else self.read,
-            default=self.default if self.default == () else self.shown_default,
+            type=kind,
+            default=() if "multiple" in more else self.shown_default,
             show_default=self.shown_default != "",
             envvar=self.variable,
             show_envvar=True,
@@ -182,7 +215,7 @@ class Setting:
         )
 
 
-SETTINGS = tuple(Setting(row.name, row.default, **row.metadata) for row in fields(Settings))
+SETTINGS = tuple(Setting(row.name, row.default, **row.metadata) for row in fields(Settings) if row.metadata)
 
 
 @dataclass(frozen=True)
@@ -192,6 +225,9 @@ class Beside:
     values: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
     model: str = ""  # where on this machine the model lies; empty: where it was said to
+    version_labels: Mapping[str, int] = field(
+        default_factory=dict
+    )  # such as stable, to the version that they stand for
 
 
 FindBeside = Callable[[Mapping[str, Any]], Beside]  # from the options read; raises click.UsageError with a sentence
@@ -216,7 +252,9 @@ def read_settings(arguments: Sequence[str] = (), beside: FindBeside = lambda par
     typed = values["api_key"] if sources["api_key"] is ParameterSource.COMMANDLINE else ()
     values["api_key"] = (*read_keys(typed), *read_key_file(values["api_key_file"], sources["api_key_file"]))
     values["metrics_key"] = read_metrics_key(values["metrics_key"], sources["metrics_key"])
-    return Settings(**values)
+    explicit = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    given = frozenset(row.name for row in SETTINGS if row.of_model and sources[row.name] in explicit)
+    return Settings(**values, given=given)
 
 
 def parse(
@@ -226,10 +264,11 @@ def parse(
     found = Beside()
     try:
         context = command.make_context(command.name, [*arguments])
-        found = beside(context.params)
+        model, models = divided(context.params["model"])
+        found = Beside() if models else beside(context.params | {"model": model})
         if found.values:
             context = command.make_context(command.name, [*arguments], default_map=found.values)
-        context.params["model"] = found.model or context.params["model"]
+        context.params |= {"model": found.model or model, "models": models}
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:
@@ -238,9 +277,21 @@ def parse(
     return context
 
 
+def divided(asked: str | tuple[ModelOption, ...]) -> tuple[str, tuple[ModelOption, ...]]:
+    """Return the model that is asked for, where it is one under its own name, or all of them."""
+    if isinstance(asked, str):
+        return asked, ()
+    asked = tuple(option for option in asked if option.text)
+    if len(asked) < 2 and not any(option.name or option.values for option in asked):
+        return "".join(option.model for option in asked), ()
+    return "", asked
+
+
 def values_of(context: click.Context, rows: Sequence[Setting]) -> dict[str, Any]:
     """Return the values of these settings by name, the keys aside, which have a file as well."""
     values = {row.name: context.params[row.name] for row in rows}
+    if "model" in values:
+        values["models"] = context.params["models"]
     for row in rows:
         unset = context.get_parameter_source(row.name) is ParameterSource.DEFAULT
         if row.empty and unset and os.environ.get(row.variable) == "":

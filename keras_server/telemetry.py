@@ -9,7 +9,9 @@ import logging
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import prometheus_client as prometheus
 
@@ -34,21 +36,24 @@ def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = B
 REQUESTS = counter("requests", "Requests answered", "route", "method", "status")
 REJECTED = counter("rejected", "Requests turned away", "reason")
 UNSENT = counter("unsent", "Answers that were not sent whole")
-IMAGES = counter("images", "Images answered with predictions")
-BATCH = histogram("batch_size", "Rows computed at once", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
-WAITING = prometheus.Gauge("keras_server_queue_length", "Rows that wait for the model", registry=METRICS)
-MODEL = prometheus.Info("keras_server_model", "What is served", registry=METRICS)
 LATENCY = histogram("request_seconds", "From a request's first line to its answer", "route")
-DECODING = histogram("decode_seconds", "Decoding and preparing one image")
-QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch")
-INFERENCE = histogram("inference_seconds", "Computing one batch")
+LOADS = counter("model_loads", "Loads of models and versions, by outcome: loaded or refused", "model", "outcome")
+
+OF_MODEL = ("model", "version")
+IMAGES = counter("images", "Images answered with predictions", *OF_MODEL)
+BATCH = histogram("batch_size", "Rows computed at once", *OF_MODEL, buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+WAITING = prometheus.Gauge("keras_server_queue_length", "Rows that wait for the model", OF_MODEL, registry=METRICS)
+MODEL = prometheus.Info("keras_server_model", "What is served", OF_MODEL, registry=METRICS)
+DECODING = histogram("decode_seconds", "Decoding and preparing one image", *OF_MODEL)
+QUEUED = histogram("queue_seconds", "From joining the queue to the start of the batch", *OF_MODEL)
+INFERENCE = histogram("inference_seconds", "Computing one batch", *OF_MODEL)
 
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
-    414: "too large", 415: "media type", 422: "bad request", 429: "too many", 431: "too large", 499: "client left",
-    501: "bad request", 503: "overload", 504: "too late",
+    414: "too large", 415: "media type", 421: "other host", 422: "bad request", 429: "too many", 431: "too large",
+    499: "client left", 501: "bad request", 503: "overload", 504: "too late",
 }  # fmt: skip
 
 
@@ -70,6 +75,41 @@ class MetricsPage:
 
 
 METRICS_PAGE = MetricsPage()
+
+
+class ModelMetrics:
+    """The series of a model's version, which go with the last that counts in them."""
+
+    counting: ClassVar[Counter[tuple[str, str]]] = Counter()
+    lock = threading.Lock()
+
+    def __init__(self, model: str, version: str):
+        self.labels = model, version
+        with self.lock:
+            self.counting[self.labels] += 1
+        self.images, self.batch = IMAGES.labels(*self.labels), BATCH.labels(*self.labels)
+        self.decoding, self.queued = DECODING.labels(*self.labels), QUEUED.labels(*self.labels)
+        self.inference = INFERENCE.labels(*self.labels)
+
+    def begin(self, engine: str, precision: str, waiting: Callable[[], float]) -> None:
+        """Say what computes it, and from now on how many rows are `waiting`."""
+        MODEL.labels(*self.labels).info({"engine": engine, "precision": precision})
+        WAITING.labels(*self.labels).set_function(waiting)
+
+    def end(self) -> None:
+        """Count no more."""
+        with self.lock:
+            self.counting[self.labels] -= 1
+            if not self.counting[self.labels]:
+                del self.counting[self.labels]
+                for metric in (IMAGES, BATCH, WAITING, MODEL, DECODING, QUEUED, INFERENCE):
+                    metric.remove(*self.labels)
+
+
+def forget_loads(model: str) -> None:
+    """Remove the counts of a model that is there no more."""
+    for outcome in ("loaded", "refused"):
+        LOADS.remove(model, outcome)
 
 
 def record(status: int, route: str, method: str, path: str, seconds: float, more: Mapping[str, object]) -> None:

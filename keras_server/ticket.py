@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
-from keras_server import telemetry
+from keras_server import spans, telemetry
 from keras_server.clients import client_address, trace_of
 
 ID = re.compile("[A-Za-z0-9._-]{1,64}")  # that a client may choose
@@ -39,6 +40,7 @@ class Ticket:
         self.large = False  # it has a turn among the large ones
         self.method = self.path = self.id = self.origin = self.address = self.trace = ""
         self.size = 0
+        self.stages: list[spans.Stage] = []  # where spans are sent
 
     @property
     def left(self) -> float:
@@ -90,6 +92,41 @@ class Ticket:
             more = {"images": self.images, "bytes": self.size, "client": self.address, "id": self.id}
             more |= {"traceparent": self.trace} if self.trace else {}
             telemetry.record(status, route, self.method, self.path, seconds, more)
+            if spans.current and route not in telemetry.PROBES:
+                self.send_spans(spans.current, status, route)
+
+    def note(self, name: str, started: float, ended: float) -> None:
+        """Note a stage of the request, by time.monotonic(), where spans are sent."""
+        if spans.current:
+            self.stages.append(spans.Stage(name, started, ended))
+
+    def send_spans(self, exporter: spans.Exporter, status: int, route: str) -> None:
+        """Send the request's span and those of its stages."""
+        known = self.method in telemetry.METHODS
+        name = self.method if known else "HTTP"
+        attributes: dict[str, str | int] = {
+            "http.request.method": self.method if known else "_OTHER",
+            "http.response.status_code": status,
+            "http.request.body.size": self.size,
+            "url.path": telemetry.quoted(self.path[:200]),
+            "client.address": self.address,
+            "keras_server.request_id": self.id,
+            "keras_server.images": self.images,
+        }
+        if route != "other":
+            name, attributes["http.route"] = f"{name} {route}", route
+        exporter.record(name, (self.arrived, time.monotonic()), self.stages, self.trace, status, attributes)
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request that this thread serves
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Note what is done within as a stage of the request that this thread serves, if it serves one."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if ticket := TICKET.get():
+            ticket.note(name, started, time.monotonic())

@@ -158,11 +158,12 @@ class Process:
         *arguments: str,
         command: Sequence[str] = (str(ROOT / "run_keras_server.py"),),
         folder: Path = ROOT,
+        python: str = sys.executable,
         **environment: str,
     ):
         variables = {k: v for k, v in os.environ.items() if not k.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
-            [sys.executable, *command, "--port", "0", *arguments],
+            [python, *command, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,10 +2,10 @@
 
     python fake_server.py '{"HEAD_SECONDS": 1}' --port 0 ...
 
-The first argument sets constants of the front and of telemetry, the others are the server's own. Each line on standard
-input is a command, answered by one line of JSON on standard output: hold and go stop and start the model, once lets one
-batch pass, fail and die make the next batch raise an exception or end the model's thread, forget collects the garbage
-and starts the peak of the memory anew, stats only answers.
+The first argument sets constants of the front, the log and telemetry, the others are the server's own. Each line on
+standard input is a command, answered by one line of JSON on standard output: hold and go stop and start the model, once
+lets one batch pass, fail and die make the next batch raise an exception or end the model's thread, forget collects the
+garbage and starts the peak of the memory anew, stick keeps the event loop from ever turning again, stats only answers.
 """
 
 import gc
@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_keras_server as server
 from keras_server import telemetry
-from keras_server.front import limits
+from keras_server.front import limits, logs
 from keras_server.front import server as front
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
@@ -83,8 +84,11 @@ def obey() -> None:
         elif command == "forget":
             gc.collect()
             Path("/proc/self/clear_refs").write_text("5")
+        elif command == "stick":
+            fronts[0].loop.run_callback_threadsafe(time.sleep, 3600)
         elif command != "stats":
             fate.append(command)
+        server.log.handlers[0].flush()  # so that a test finds in the log what came before
         print("told " + json.dumps(stats()), flush=True)
 
 
@@ -100,7 +104,7 @@ class Front(front.Front):
 def main() -> int:
     """Serve the fake model."""
     for name, value in json.loads(sys.argv[1]).items():
-        (module,) = [module for module in (limits, telemetry) if hasattr(module, name)]
+        (module,) = [module for module in (limits, logs, telemetry) if hasattr(module, name)]
         setattr(module, name, value)
 
     def load_model() -> None:

@@ -1,5 +1,6 @@
 """The fake model's server seen from outside, and a client that speaks HTTP by hand."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from supervisor import handing
 
 HERE = Path(__file__).parent
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc
@@ -126,7 +129,7 @@ def post(body: bytes = PIXEL, target: str = "/predict", **headers: str) -> bytes
     return request(target, "POST", body, Content_Type="image/png", **headers)
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait until something holds, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):
@@ -138,25 +141,39 @@ def wait_until(true: Callable[[], Any], seconds: float = 20) -> Any:
 class FakeServer:
     """The process of fake_server.py; a context manager that ends it."""
 
-    def __init__(self, *options: str, environment: dict[str, str] | None = None, files: int = 0, **constants: Any):
+    def __init__(
+        self,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        files: int = 0,
+        stderr: int | None = None,
+        any_host: bool = True,
+        handed: Sequence[socket.socket] = (),
+        **constants: Any,
+    ):
+        """Start it; `files` is how many it may have open, `handed` what systemd hands over."""
         constants = {"METRICS_SECONDS": 0} | constants  # so that tests see at once what they did
-        options = ("--port", "0", "--drain-seconds", "0", *options)
+        options = ("--port", "0", "--drain-seconds", "0", *(["--allowed-hosts", "*"] if any_host else []), *options)
         command = [sys.executable, str(HERE / "fake_server.py"), json.dumps(constants), *options]
-        if files:  # how many may be open
+        if files:
             command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
+        numbers = [sock.fileno() for sock in handed]
+        if handed:
+            command = handing(numbers, command)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_SERVER_")}
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.errors,
+            stderr=self.errors if stderr is None else stderr,
             text=True,
             env=inherited | (environment or {}),
+            pass_fds=numbers,
         )
         assert self.popen.stdin
         assert self.popen.stdout
-        self.stdin, self.stdout = self.popen.stdin, self.popen.stdout
+        self.stdin, self.stdout, self.port = self.popen.stdin, self.popen.stdout, 0
         for line in self.stdout:
             if found := re.search(r"Try: .*:(\d+)/predict", line):
                 self.port = int(found[1])
@@ -176,7 +193,12 @@ class FakeServer:
 
     @property
     def log(self) -> str:
-        """What the process has written to its log."""
+        """What the process has logged by now."""
+        with contextlib.suppress(OSError):  # it has ended
+            if self.popen.poll() is None and self.port:
+                print("stats", file=self.stdin, flush=True)
+                while (line := self.stdout.readline()) and not line.startswith("told "):
+                    pass
         self.errors.seek(0)
         return self.errors.read().decode()
 

@@ -24,6 +24,11 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {block}
+}}
+"""
+
+BLOCK = """
     client_body_timeout 3s;
     client_header_timeout 3s;
     upstream server {{ server 127.0.0.1:{server}; keepalive 1; }}
@@ -35,7 +40,6 @@ http {{
         location /buffered/ {{ proxy_pass http://server/; }}
         location /streamed/ {{ proxy_pass http://server/; proxy_request_buffering off; proxy_buffering off; }}
     }}
-}}
 """
 
 HAPROXY = """
@@ -59,16 +63,19 @@ listen proxy
 class Proxy:
     """A proxy before the server that listens on a port of this machine."""
 
-    def __init__(self, name: str, server: int):
+    def __init__(self, name: str, server: int = 0, block: str = BLOCK):
+        """Start it; `block` is what nginx has within http, with braces that format() takes."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.name, self.folder = name, tempfile.TemporaryDirectory()
-        config = Path(self.folder.name, "config")
+        self.config = Path(self.folder.name, "config")
         values = {"port": self.port, "server": server, "folder": self.folder.name}
         values["user"] = "user root;" if os.geteuid() == 0 else ""  # or its worker could not open the folder
-        config.write_text((NGINX if name == "nginx" else HAPROXY).format(**values))
+        values["block"] = block.format(**values)
+        self.config.write_text((NGINX if name == "nginx" else HAPROXY).format(**values))
         options = ["-p", self.folder.name, "-e", "stderr", "-c"] if name == "nginx" else ["-f"]
-        self.popen = subprocess.Popen([program(name), *options, str(config)], stderr=subprocess.DEVNULL)
+        self.command = [program(name), *options, str(self.config)]
+        self.popen = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
         wait_until(self.listens)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bombs import NOISE, WORK, inserted, scans, segment, strips, webp
 from conftest import encode, serve_with
-from fakes import wait_until
+from fakes import PIXEL, wait_until
 from flask.testing import FlaskClient
 from PIL import Image
 
@@ -24,6 +24,44 @@ from keras_server.models.batcher import Overdue, QueueFull
 from keras_server.pictures import limits
 from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, Ticket
+
+# Numbers of more digits than Python makes a number of
+
+
+@pytest.mark.parametrize("digits", [19, 400, 4299, 5000])
+@pytest.mark.parametrize(
+    ("target", "header", "statuses"),
+    [
+        ("/predict?top={}", "", (400,)),
+        ("/predict?model={}", "", (404,)),
+        ("/explain?label={}", "", (400,)),
+        ("/v2/models/resnet50/versions/{}/infer", "", (404,)),
+        ("/v1/models/resnet50/versions/{}:predict", "", (404,)),
+        ("/v2/models/resnet50/infer", "Inference-Header-Content-Length", (400,)),
+        ("/predict", "Retry-After", (200,)),
+        ("/predict", "X-Forwarded-For", (200,)),
+        ("/predict", "Content-Encoding", (415,)),
+        ("/predict", "traceparent", (200,)),
+        ("/predict", "Host", (200, 400)),  # as a name it may be too long
+    ],
+)
+def test_numbers_of_any_length_are_answered(
+    monkeypatch: pytest.MonkeyPatch, target: str, header: str, statuses: tuple[int, ...], digits: int
+) -> None:
+    number = "9" * digits
+    headers = {header: number} if header else {}
+    client = serve_with(monkeypatch)
+    answer = client.post(target.format(number), data=PIXEL, content_type="image/png", headers=headers)
+    assert answer.status_code in statuses
+    assert answer.is_json
+
+
+@pytest.mark.parametrize("ranges", ["bytes=0-{}", "bytes={}-", "bytes=-{}", "{}=0-1", "bytes=0-0,{}-{}"])
+def test_ranges_of_any_length_are_answered(client: FlaskClient, ranges: str) -> None:
+    for number in ("9" * 19, "9" * 5000):
+        with client.get("/static/page.js", headers={"Range": ranges.replace("{}", number)}) as answer:
+            assert answer.status_code in (200, 206, 416)
+
 
 # Work that a picture asks for
 

@@ -207,6 +207,7 @@ def test_classify_does_not_wait_longer_than_the_timeout(server: Server) -> None:
     server.answer = never
     with pytest.raises(PredictionError, match=r"did not answer within 0\.1 seconds"):
         classify(b"beagle", server.url, timeout=0.1)
+    assert len(server.requests) == 1
 
 
 def test_of_a_long_sentence_a_thousand_characters_are_shown(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,11 +238,25 @@ def test_a_minute_is_waited_unless_another_time_is_said(server: Server, monkeypa
     assert waited == [60, 7]
 
 
-def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server) -> None:
+def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server, sleeps: list[float]) -> None:
     server.answer = lambda request: None
     with pytest.raises(PredictionError, match="gave no complete answer") as caught:
         classify(b"beagle", server.url)
     assert not caught.value.for_all
+    assert sleeps == [1] * 4
+    assert len(server.requests) == 5
+
+
+def test_what_breaks_off_is_asked_again(server: Server, sleeps: list[float]) -> None:
+    """A proxy closes the connection where the server behind it has died over the request."""
+
+    def dying_at_first(request: Request) -> Answer | None:
+        return see_text(request) if len(server.requests) > 2 else None
+
+    server.answer = dying_at_first
+    assert classify(b"beagle", server.url) == rows("beagle", "pot")
+    assert [request.image for request in server.requests] == [b"beagle"] * 3
+    assert sleeps == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -322,6 +337,7 @@ def test_a_redirection_to_what_is_no_address_is_a_sentence(server: Server) -> No
     server.answer = lambda request: (307, {"Location": "http://[::1"}, b"")
     with pytest.raises(PredictionError, match="gave no complete answer"):
         classify(b"beagle", server.url)
+    assert len(server.requests) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------

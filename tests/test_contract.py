@@ -213,7 +213,7 @@ def test_a_connection_serves_many_requests(url: str) -> None:
 def test_slow_clients_keep_nobody_waiting(url: str) -> None:
     """More of them than there are threads, each with half a request."""
     found = urlsplit(url)
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: {found.netloc}\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
     slow = [socket.create_connection((found.hostname, found.port or 80), timeout=60) for _ in range(100)]
     try:
         for connection in slow:

@@ -34,8 +34,10 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 DOCKERFILE = instructions((ROOT / "Dockerfile").read_text("utf-8"))
+RAY_IMAGE = instructions((ROOT / "deploy" / "ray.Dockerfile").read_text("utf-8"))
 STARTS = [i for i, (name, _) in enumerate(DOCKERFILE) if name == "FROM"]
 BUILD, LAST = DOCKERFILE[: STARTS[-1]], DOCKERFILE[STARTS[-1] :]
+(IMAGE,) = [rest.partition("=")[2] for name, rest in DOCKERFILE[: STARTS[0]] if name == "ARG"]
 ENV = dict(pair.split("=", 1) for name, rest in LAST if name == "ENV" for pair in shlex.split(rest))
 MANIFESTS = {doc["kind"]: doc for doc in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8"))}
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
@@ -73,21 +75,51 @@ def test_the_dockerfiles_have_no_faults_that_their_linter_knows(dockerfile: str)
 
 
 def test_the_ray_image_has_the_ray_and_the_path_of_its_manifest() -> None:
-    image = instructions((ROOT / "deploy" / "ray.Dockerfile").read_text("utf-8"))
     cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
-    assert arguments(image, "FROM") == [f"rayproject/ray:{cluster['rayVersion']}-py312-cpu"]
+    assert arguments(RAY_IMAGE, "FROM")[-1] == f"rayproject/ray:{cluster['rayVersion']}-py312-cpu"
     head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
-    assert arguments(image, "ENV") == [f"PYTHONPATH={variables(head)['PYTHONPATH']}"]
+    assert arguments(RAY_IMAGE, "ENV")[-1] == f"PYTHONPATH={variables(head)['PYTHONPATH']}"
+
+
+def test_every_replica_serves_the_export_that_its_image_holds_and_needs_no_tensorflow() -> None:
+    """Both images make it alike, in a stage of its own; a cluster without images has it in the same place."""
+    (made,) = (rest for rest in arguments(RAY_IMAGE, "RUN") if "export" in rest)
+    assert made in arguments(BUILD, "RUN")
+    assert "--from=build /opt/model /opt/model" in arguments(RAY_IMAGE, "COPY")
+    groups = RAY_SERVICE["spec"]["rayClusterConfig"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        assert variables(group["template"]["spec"]["containers"][0])["KERAS_SERVER_MODEL"] == "/opt/model"
+    application = SERVE_CONFIGS["serve_config.yaml"]["applications"][0]
+    assert application["runtime_env"]["env_vars"]["KERAS_SERVER_MODEL"] == "/opt/model"
+    last = RAY_IMAGE[max(i for i, (name, _) in enumerate(RAY_IMAGE) if name == "FROM") :]
+    assert "requirements-ray.txt" in " ".join(arguments(last, "RUN"))
+    assert (ROOT / "requirements-ray.txt").read_text().startswith("-r requirements-serve.txt\n")
+    assert not re.search("^(keras|tensorflow)", (ROOT / "requirements-ray.txt").read_text(), re.MULTILINE)
 
 
 def test_the_last_stage_is_slim_installs_nothing_and_is_not_root() -> None:
-    assert arguments(LAST, "FROM")[0].endswith("-slim")
+    assert arguments(LAST, "FROM") == ["${PYTHON}"]
     assert not [rest for rest in arguments(LAST, "RUN") if re.search(r"\b(apt|pip|gcc|make|curl)\b", rest)]
     assert int(arguments(LAST, "USER")[-1]) > 0
 
 
+def test_both_stages_start_from_an_image_of_one_day() -> None:
+    assert re.fullmatch(r"python:3\.\d+-slim@sha256:[0-9a-f]{64}", IMAGE)
+    assert [start.split()[0] for start in arguments(DOCKERFILE, "FROM")] == ["${PYTHON}"] * 2
+
+
+def test_every_package_of_the_image_is_one_of_the_lock_files() -> None:
+    installed = [part for rest in arguments(DOCKERFILE, "RUN") for part in re.findall(r"install (.*?)(?: &&|$)", rest)]
+    assert installed == [f"--require-hashes -r {name}.lock" for name in ("requirements", "requirements-serve")]
+    assert {word for rest in arguments(BUILD, "COPY") for word in rest.split() if word.endswith(".lock")} == {
+        "requirements.lock",
+        "requirements-serve.lock",
+    }
+
+
 def test_signals_reach_the_server_and_the_health_check_needs_no_shell() -> None:
-    assert json.loads(arguments(LAST, "CMD")[-1]) == ["python", "run_keras_server.py"]
+    assert json.loads(arguments(LAST, "ENTRYPOINT")[-1]) == ["python", "run_keras_server.py"]
+    assert not arguments(LAST, "CMD"), "docker run keras-server --top 3 puts its options there"
     check = json.loads(arguments(LAST, "HEALTHCHECK")[0].partition("CMD ")[2])
     assert check[0] == "python"
     assert "/healthz" in check[2]
@@ -268,9 +300,12 @@ def test_haproxy_waits_for_the_answer_that_a_replica_gives_at_the_deadline() -> 
     assert int(RAY["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) >= DEFAULTS["timeout"] + LAST_ANSWERS
 
 
-def test_nothing_stands_on_private_parts_of_ray() -> None:
-    for path in [*(ROOT / "keras_server").rglob("*.py"), *(ROOT / "deploy").iterdir(), ROOT / "serve_config.yaml"]:
-        assert "._private" not in path.read_text("utf-8"), path
+def test_nothing_reaches_into_ray() -> None:
+    folders = (ROOT / "keras_server", ROOT / "deploy", ROOT / "benchmarks", ROOT / "tests" / "ray")
+    for path in [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml")]:
+        text = path.read_text("utf-8")
+        assert not re.search(r"\b(ray|serve)(\.\w+)*\._[a-z]", text), path
+        assert not re.search(r"from (ray|serve)\S* import .*\b_[a-z]", text), path
 
 
 def test_the_plain_server_knows_nothing_of_ray() -> None:

@@ -151,6 +151,13 @@ def test_a_body_over_the_limit_is_not_passed_on(announced: bool, size: int, expe
     assert answer.get("success") == (None if expected == 200 else False)
 
 
+@pytest.mark.parametrize("length", [b"9" * 5000, b"-1", b"x", b"", b"\xff"])
+def test_a_length_that_is_none_is_not_believed(length: bytes) -> None:
+    app = answering([START, BODY])
+    assert ask(app, b"body", headers=[(b"content-length", length)])[0] == 200
+    assert app.bodies == [b"body"]
+
+
 @pytest.mark.parametrize(("held", "expected"), [(2**21 - 1, 200), (2**21, 503)])
 def test_memory_is_bounded(held: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "BODIES", 2)

@@ -69,7 +69,7 @@ def test_metrics_count_what_happens(fake: FakeServer) -> None:
     assert fake.ask(request("/nothing")).status == 404
     raws = fake.occupy(4)
     fake.wait(waiting=3)
-    assert samples(fake)["keras_server_queue_length",] == 3
+    assert samples(fake)["keras_server_queue_length", "resnet50", "1"] == 3
     assert fake.ask(post()).status == 503
     fake.tell("go")
     for raw in raws:
@@ -84,12 +84,12 @@ def test_metrics_count_what_happens(fake: FakeServer) -> None:
         ("keras_server_rejected_total", "too large"): 1,
         ("keras_server_rejected_total", "not found"): 1,
         ("keras_server_rejected_total", "overload"): 1,
-        ("keras_server_images_total",): 6,
-        ("keras_server_decode_seconds_count",): 6,  # what is no image is not decoded
-        ("keras_server_queue_seconds_count",): 6,
-        ("keras_server_inference_seconds_count",): 6,
-        ("keras_server_batch_size_count",): 6,
-        ("keras_server_batch_size_sum",): 6,
+        ("keras_server_images_total", "resnet50", "1"): 6,
+        ("keras_server_decode_seconds_count", "resnet50", "1"): 6,  # what is no image is not decoded
+        ("keras_server_queue_seconds_count", "resnet50", "1"): 6,
+        ("keras_server_inference_seconds_count", "resnet50", "1"): 6,
+        ("keras_server_batch_size_count", "resnet50", "1"): 6,
+        ("keras_server_batch_size_sum", "resnet50", "1"): 6,
         ("keras_server_request_seconds_count", "/predict"): 6,
     }
     assert {key: changes.get(key) for key in wanted} == wanted
@@ -97,7 +97,7 @@ def test_metrics_count_what_happens(fake: FakeServer) -> None:
         assert (
             sum(value for key, value in changes.items() if key[0].endswith("requests_total") and status in key) == count
         )
-    assert after["keras_server_queue_length",] == 0
+    assert after["keras_server_queue_length", "resnet50", "1"] == 0
     assert after["process_resident_memory_bytes",] > 1e7
     assert after["process_open_fds",] > 3
 
@@ -239,10 +239,15 @@ def test_the_bounds_of_histograms_are_those_that_dashboards_ask_for(fake: FakeSe
     fake.ask(post())
     page = fake.ask(request("/metrics")).body.decode()
     seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-    for name, more in {"decode": "", "queue": "", "inference": "", "request": ',route="/predict"'}.items():
-        found = re.findall(rf'(?m)^keras_server_{name}_seconds_bucket{{le="([\d.]+)"{more}}}', page)
+    for name, more in {
+        "decode": "model=",
+        "queue": "model=",
+        "inference": "model=",
+        "request": 'route="/predict"',
+    }.items():
+        found = re.findall(rf'(?m)^keras_server_{name}_seconds_bucket{{le="([\d.]+)",{more}', page)
         assert [*map(float, found)] == seconds, name
-    rows = re.findall(r'(?m)^keras_server_batch_size_bucket{le="([\d.]+)"}', page)
+    rows = re.findall(r'(?m)^keras_server_batch_size_bucket{le="([\d.]+)",model=', page)
     assert [*map(float, rows)] == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
@@ -251,7 +256,7 @@ def test_metrics_are_made_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)
     page = telemetry.MetricsPage()
     first = page.render()
-    telemetry.IMAGES.inc()
+    telemetry.IMAGES.labels("a", "1").inc()
     now = 100.99
     assert page.render() == first
     now = 101.0

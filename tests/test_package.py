@@ -15,8 +15,8 @@ import keras_server
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, unpacked as pip unpacks it; built from a copy, since a build leaves files behind."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel; built from a copy, since a build leaves files behind."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
     copy.mkdir()
@@ -34,9 +34,46 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, str(copy)], check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     assert keras_server.__version__ in wheel.name
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path) -> Path:
+    """The wheel's content, unpacked as pip unpacks it."""
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(wheel.parent / "site")
+    return wheel.parent / "site"
+
+
+def test_installed_in_an_empty_environment_it_serves_an_export(
+    wheel: Path, serving_site: Path, tmp_path: Path, cache: str
+) -> None:
+    """By its command, with what its requirements name and nothing else, from another folder."""
+    home, export = tmp_path / "home", tmp_path / "export"
+    subprocess.run(
+        [sys.executable, str(ROOT / "run_keras_server.py"), "export", "bundled", str(export)],
+        env=os.environ | {"KERAS_SERVER_CACHE_DIR": cache},
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    python = str(home / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    (packages / "serving.pth").write_text(f"{serving_site}\n")
+    command = str(home / "bin" / "keras-server")
+    told = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert told.stdout == f"keras-server {keras_server.__version__}\n"
+    process = Process("--model", str(export), "--drain-seconds", "0", command=[command], folder=tmp_path, python=python)
+    try:
+        url = process.wait_until_ready().url
+        answer = requests.post(f"{url}/predict", files={"image": DOG.read_bytes()}, timeout=60).json()
+        assert answer["predictions"][0]["label"] == "German_shepherd"
+    finally:
+        status, output = process.stop()
+    assert status == 0
+    assert str(ROOT) not in output
 
 
 def test_it_serves_from_another_folder(site: Path, tmp_path: Path, cache: str) -> None:

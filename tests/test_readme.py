@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_server.settings import SETTINGS
 
 COMMANDS = [check_command(), export_command(), predict_command()]
 README = (ROOT / "README.md").read_text("utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 
 
@@ -71,6 +73,27 @@ def test_every_option_that_it_names_exists() -> None:
 def test_every_file_that_it_names_exists() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_page_on_operations_names_what_is_there() -> None:
+    named = {*re.findall(r"`(?:deploy/)?([\w-]+\.(?:yaml|yml|json|conf|service|socket))`", OPERATIONS)}
+    there = {path.name for path in (ROOT / "deploy").rglob("*.*")}
+    assert named <= there
+    assert there - {"ray.Dockerfile", "rayservice.yaml", "keras-server.socket", "keras-server.service"} <= named
+    options = {setting.option for setting in SETTINGS} | {"--read-only", "--tmpfs", "--build-arg"}
+    assert {*re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", OPERATIONS)} <= options
+    rules = (ROOT / "deploy" / "prometheus-rules.yml").read_text("utf-8")
+    assert re.findall(r"^\| `(Keras\w+)`", OPERATIONS, re.MULTILINE) == re.findall(r"alert: (\w+)", rules)
+
+
+def test_its_command_for_the_alerts_makes_what_kubernetes_takes() -> None:
+    yaml = pytest.importorskip("yaml")
+    (command,) = re.findall(r"\$ (\(printf.*?)\| kubectl apply", OPERATIONS, re.DOTALL)
+    command = re.sub(r"\n *>", "\n", command)
+    made = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rule = yaml.safe_load(made)
+    assert rule["kind"] == "PrometheusRule"
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "prometheus-rules.yml").read_text("utf-8"))
 
 
 def test_every_file_of_the_house_is_named() -> None:

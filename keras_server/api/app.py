@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
+import urllib.parse
 from collections.abc import Callable
 
 import flask
+from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
 
-from keras_server.api import explanations, oip, pages, tfserving
+from keras_server.api import explanations, oip, pages, repository, tfserving
 from keras_server.api.context import (
     App,
     Prepare,
@@ -25,24 +29,35 @@ from keras_server.errors import (
     CLIENT_LEFT,
     FAILED,
     NOT_LOADED,
+    OTHER_HOST,
     OVERLOADED,
     TOO_LARGE,
     TOO_LATE,
     common_headers,
     error_body,
 )
+from keras_server.hosts import allows
 from keras_server.models.batcher import Overdue, QueueFull
-from keras_server.models.registry import NotLoaded, UnknownModel
+from keras_server.models.registry import NotLoaded, NotServed, UnknownModel
 from keras_server.settings import Settings
+from keras_server.telemetry import PROBES
 from keras_server.ticket import TICKET, Ticket
 
+UNTIDY = re.compile(r"//|/\.\.?(/|$)")  # parts of a path that are nothing or dots
+
 log = logging.getLogger("keras_server")
+
+
+class OtherHost(HTTPException):
+    """A request for a host that this server does not answer for: misdirected, by RFC 9110, 7.4 and 15.5.20."""
+
+    code, description = 421, OTHER_HOST
 
 
 def create_app(settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare) -> App:
     """Return the app, whose /predict its caller adds.
 
-    `settings` and `model` are asked at each request; a model is whatever Registry takes, None until there is one.
+    `settings` and `model` are asked at each request; a model is whatever Hook takes, None until there is one.
     """
     app = App(settings, model, prepare)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # label before probability
@@ -50,12 +65,12 @@ def create_app(settings: Callable[[], Settings], model: Callable[[], object], pr
     app.after_request(finish)
     app.teardown_request(leave)
     app.register_error_handler(Exception, answer_error)
-    for part in (pages, explanations, tfserving, oip):
+    for part in (pages, explanations, tfserving, oip, repository):
         app.register_blueprint(part.routes)
     return app
 
 
-def admit() -> None:
+def admit() -> ResponseReturnValue | None:
     """Give the request its ticket, limits and model, and ask for its key."""
     request, settings = flask.request, current_settings()
     ticket = request.environ.get("ticket") or Ticket(settings.timeout)
@@ -64,6 +79,12 @@ def admit() -> None:
     TICKET.set(ticket)
     flask.g.since = time.monotonic()
     request.max_content_length = body_limit(settings)
+    allowed = settings.allowed_hosts  # what the front refuses beyond that never comes here
+    if allowed and not allows(allowed, request.headers.get("Host", ""), request.path in PROBES):
+        raise OtherHost
+    # Werkzeug would serve //metrics as /metrics, or send the client there: past a proxy's rule for /metrics.
+    if UNTIDY.search(request.environ["PATH_INFO"]):
+        flask.abort(404)
     try:
         request.query_string.decode()  # as werkzeug decodes it, where it is asked for an argument
     except UnicodeDecodeError:
@@ -75,6 +96,10 @@ def admit() -> None:
         equal = [hmac.compare_digest(key.strip().encode(), known.encode()) for known in keys]
         if scheme.lower() != "bearer" or not any(equal):
             flask.abort(401, "This server asks for a key: send the header 'Authorization: Bearer KEY'.")
+    if isinstance(elsewhere := request.routing_exception, RequestRedirect):  # which names the host as the client does
+        path = urllib.parse.urlsplit(elsewhere.new_url)._replace(scheme="", netloc="").geturl()
+        return flask.redirect(path, elsewhere.code)
+    return None
 
 
 def finish(response: flask.Response) -> flask.Response:
@@ -95,8 +120,10 @@ def finish(response: flask.Response) -> flask.Response:
 
 
 def leave(_: BaseException | None) -> None:
-    """Take the ticket off the thread, which serves others next, and give back the memory that the request had."""
+    """Take the ticket off the thread, which serves others next, and give back what the request had."""
     TICKET.set(None)
+    if served := flask.g.pop("served", None):
+        served.let_go()
     if charged := flask.g.pop("charged", 0):
         current_app().budget.requests.change(charged, 0)
 
@@ -106,11 +133,13 @@ def answer_error(error: Exception) -> flask.Response:
     headers = []
     if isinstance(error, HTTPException):
         status, sentence = describe(error)
-        headers = [(key, value) for key, value in error.get_headers() if key in ("Allow", "Location")]
+        headers = [(key, value) for key, value in error.get_headers() if key == "Allow"]
     elif isinstance(error, QueueFull):
         status, sentence = 503, OVERLOADED
     elif isinstance(error, NotLoaded):
         status, sentence = 503, NOT_LOADED
+    elif isinstance(error, NotServed):
+        status, sentence = 503, str(error)
     elif isinstance(error, UnknownModel):
         status, sentence = 404, str(error)
     elif isinstance(error, TensorError):

@@ -7,6 +7,7 @@ they are answered 503, so that they never hold all of the front's threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import math
@@ -14,9 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 from keras_server.api.tensors import TensorError
 from keras_server.models.batcher import Overdue, QueueFull
+from keras_server.models.served import Served
 from keras_server.pictures.limits import ImageError
 from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, Ticket
@@ -137,7 +140,10 @@ class Budget:
         self.pixels = int(PICTURES * max_megapixels * 1e6)
         self.light = Turns(decoders, memory // 8, sys.maxsize, math.inf)
         self.heavy = Turns(max(1, decoders // 2), 3 * memory // 8, waiting, patience, self.light)
-        self.maps = Turns(max(1, decoders // 2), 0, waiting, patience, self.light)
+        # Of each model: where one is stuck, the others' maps are drawn all the same.
+        self.maps = WeakKeyDictionary[Served, Turns]()
+        self.mapping = threading.Lock()
+        self.map_turns = functools.partial(Turns, max(1, decoders // 2), 0, waiting, patience, self.light)
         self.requests = Memory(memory // 4, waiting)
 
     def charge(self, held: int, more: int) -> int:
@@ -156,10 +162,12 @@ class Budget:
         self.requests.change(held, wanted)
         return wanted
 
-    def map_turn(self) -> contextlib.AbstractContextManager[None]:
-        """Return the turn for a heat map: these take what predictions leave."""
+    def map_turn(self, served: Served) -> contextlib.AbstractContextManager[None]:
+        """Return the turn for a heat map of a model: these take what predictions leave."""
         ticket = TICKET.get()
-        return self.maps.turn(Work(0, MAP_SECONDS, 0), ticket.arrived if ticket else 0)
+        with self.mapping:
+            maps = self.maps.get(served) or self.maps.setdefault(served, self.map_turns())
+        return maps.turn(Work(0, MAP_SECONDS, 0), ticket.arrived if ticket else 0)
 
     def turn(self, work: Work) -> contextlib.AbstractContextManager[None]:
         """Return the turn for work, such as on a picture, of the request that this thread serves.

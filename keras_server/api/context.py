@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from typing import IO, cast
+from urllib.parse import unquote
 
 import flask
 import numpy as np
@@ -14,9 +16,8 @@ from PIL import Image
 from keras_server.api.budget import LEAST, Budget
 from keras_server.errors import Cors
 from keras_server.machine import memory, processors, resident
-from keras_server.models.registry import Registry
+from keras_server.models.registry import Hook, NotLoaded, Registry
 from keras_server.models.served import Served
-from keras_server.models.spec import Spec
 from keras_server.settings import Settings
 from keras_server.telemetry import PROBES
 
@@ -25,6 +26,7 @@ Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (wi
 # Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
 NEED_NO_KEY = {*PROBES, "/", "/docs", "/openapi.json", "/static/<path:filename>"}
 METRICS = "/metrics"  # which may have a key of its own
+NAMED = re.compile(r"^/(?:v[12]/)?models/([^/:?]+)|\?(?:.*&)?model=([^&]*)")  # the targets that name a model
 
 
 class Request(flask.Request):
@@ -40,27 +42,37 @@ class App(flask.Flask):
     request_class = Request
 
     def __init__(self, settings: Callable[[], Settings], model: Callable[[], object], prepare: Prepare):
-        """Take what returns the settings, what returns the model (see Registry), and prepare_image."""
+        """Take what returns the settings, what returns the model (see Hook), and prepare_image."""
         super().__init__("keras_server.api")
         self.settings, self.prepare = settings, prepare
-        self.registry = Registry(model, settings)
+        self.hook = Hook(model, settings)
         self.draining = threading.Event()  # set once the server begins to stop
         self.sharing = threading.Lock()
         self.shared: tuple[Settings, Budget] | None = None  # made once, by the settings
-        self.documents: dict[object, tuple[Spec, Settings, bytes]] = {}  # made once, by what they were made from
+        # Made once, by what makes them and the model: what they were made from, and they.
+        self.documents: dict[tuple[object, str], tuple[object, Settings, bytes]] = {}
+
+    @property
+    def registry(self) -> Registry:
+        """All models. Raises NotLoaded."""
+        return self.hook.registry()
 
     def current_model(self) -> Served:
-        """Return the model that the request took when it was admitted; outside of requests the default one.
+        """Return the model that the request took, and lets go once it is answered; outside of requests the default one.
 
-        Raises NotLoaded or UnknownModel.
+        Raises NotLoaded, UnknownModel or NotServed.
         """
         if not flask.has_request_context():
             return self.registry.find()
         if "served" not in flask.g:
-            request = flask.request
-            name = (request.view_args or {}).get("name", request.args.get("model"))
-            flask.g.served = self.registry.find(name)
+            parts, request = flask.request.view_args or {}, flask.request
+            name = parts.get("name", request.args.get("model"))
+            flask.g.served = self.registry.take(name, parts.get("version"), parts.get("label"))
         return cast(Served, flask.g.served)
+
+    def model_settings(self) -> Settings:
+        """Return the settings as they are for that model. Raises likewise."""
+        return self.current_model().settings or self.settings()
 
     @property
     def budget(self) -> Budget:
@@ -79,6 +91,17 @@ class App(flask.Flask):
             return self.shared[1]
 
 
+def group_of(app: App, target: str) -> str:
+    """Return the model that a request's target names, where it is served and not the default; else nothing."""
+    if not (found := NAMED.search(target)):
+        return ""
+    name = unquote(found[1] or found[2].replace("+", " "))
+    try:
+        return name if name in app.registry.names()[1:] else ""
+    except NotLoaded:
+        return ""
+
+
 def current_app() -> App:
     """Return the app that serves the request."""
     return cast(App, flask.current_app)
@@ -90,8 +113,13 @@ def current_settings() -> Settings:
 
 
 def current_model() -> Served:
-    """Return the model that the request took when it was admitted. Raises NotLoaded or UnknownModel."""
+    """Return the model that the request took when it was admitted. Raises as App.current_model()."""
     return current_app().current_model()
+
+
+def model_settings() -> Settings:
+    """Return the settings as they are for that model. Raises likewise."""
+    return current_app().model_settings()
 
 
 def cors_of(settings: Settings) -> Cors:

@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flask
@@ -29,19 +30,22 @@ Schema = dict[str, Any]
 ERRORS = {
     400: "The request is malformed, or the model cannot take what it holds; the sentence says why.",
     401: "The server asks for a key, and the request has none or another one.",
+    403: "The server was started without what this needs, such as --model-dir and an --api-key.",
     404: "There is nothing by this name.",
     408: "The request did not arrive in time.",
     413: "The body is larger than the server takes.",
     414: "The address is too long.",
     415: "The content type, or the content encoding, is none that is read here.",
+    421: "The request is for a host that this server does not answer for.",
     422: "This model cannot be explained; the sentence says why.",
+    429: "The client's address has as many connections, or requests under way, as it may have.",
     431: "The head of the request is too large.",
     500: "The server failed; its log says why, under the X-Request-ID.",
     501: "The server cannot do this: read a transfer encoding other than chunked.",
     503: "The server has more to do than it can, loads its model, or shuts down: try again later.",
     504: "The answer was not ready in time.",
 }
-ALWAYS = {400, 408, 413, 414, 431, 500, 501, 503}  # before it is known which route a request is for
+ALWAYS = {400, 408, 413, 414, 421, 429, 431, 500, 501, 503}  # before it is known which route a request is for
 COMPUTED = {415, 504}  # where there is a body, too
 REQUEST_ID = {"X-Request-ID": {"required": True, "schema": {"type": "string"}}}
 HEADERS = {
@@ -50,30 +54,64 @@ HEADERS = {
 }
 
 
-Render = Callable[[Spec, Settings], str]  # makes a document that depends on nothing else
+@dataclass(frozen=True)
+class Shown:
+    """What the documents tell of the models."""
+
+    spec: Spec
+    version: str
+    names: tuple[str, ...]  # of all models
 
 
-def page(spec: Spec, settings: Settings) -> str:
+Render = Callable[[Shown, Settings], str]  # makes a document that depends on nothing else
+
+
+def page(shown: Shown, settings: Settings) -> str:
     """Return the page for a person with a browser."""
+    spec = shown.spec
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in ramp(9)]
     nameless = spec.kind == "classes" and len(spec.labels) != spec.classes  # its labels are numbers
-    return flask.render_template(
-        "index.html", spec=spec, limit=settings.max_upload_mb, ramp=" ".join(colours), formats=NAMES, nameless=nameless
+    html = flask.render_template(
+        "index.html",
+        spec=spec,
+        names=shown.names,
+        limit=settings.max_upload_mb,
+        ramp=" ".join(colours),
+        formats=NAMES,
+        nameless=nameless,
     )
+    return re.sub(r"\n\s+", "\n", html)  # indentation is for who edits the template
 
 
-def openapi(spec: Spec, settings: Settings) -> str:
+def openapi(shown: Shown, settings: Settings) -> str:
     """Return the description of every route for a program."""
-    return flask.json.dumps(document(spec, settings))
+    return flask.json.dumps(document(shown, settings))
 
 
-def documentation(spec: Spec, settings: Settings) -> str:
+def documentation(shown: Shown, settings: Settings) -> str:
     """Return the description of every route for a person."""
-    return flask.render_template("docs.html", document=document(spec, settings), spec=spec)
+    found = document(shown, settings)
+    also = {path: others_of(path) for path in found["paths"]}
+    others = {other for paths in also.values() for other in paths}
+    return flask.render_template("docs.html", document=found, spec=shown.spec, also=also, others=others)
 
 
-def document(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """Return the document. It depends on the model by a sentence, the examples, and whether /predict answers."""
+def others_of(path: str) -> list[str]:
+    """Return the other paths of a route: with the name of a model in it, with a version, or a label of one."""
+    if path in ("/predict", "/explain"):
+        return [f"/models/{{name}}{path}"]
+    if not re.match("/v[12]/models/{name}", path) or "{name}/versions" in path or "{name}/labels" in path:
+        return []
+    kinds = ("versions/{version}", "labels/{label}") if path.startswith("/v1") else ("versions/{version}",)
+    return [path.replace("{name}", f"{{name}}/{kind}") for kind in kinds]
+
+
+def document(shown: Shown, settings: Settings) -> dict[str, Any]:
+    """Return the document. It depends on the model by a sentence, the examples, and whether /predict answers.
+
+    However many models there are, it is as long.
+    """
+    spec = shown.spec
     datatypes = sorted({datatype for datatype, _ in DATATYPES.values()})
     text = flask.render_template(
         "openapi.json",
@@ -87,16 +125,19 @@ def document(spec: Spec, settings: Settings) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(text)
     content["info"]["description"] = f"Serves {spec.name}. {content['info']['description']}"
     paths = content["paths"]
-    for path, item in [*paths.items()]:
-        if "/models/{name}" in path:  # each version has a path of its own
-            paths[path.replace("{name}", "{name}/versions/{version}")] = copy.deepcopy(item)
-        elif path in ("/predict", "/explain") and spec.kind == "none":
+    for path in [*paths]:
+        if path in ("/predict", "/explain") and spec.kind == "none" and len(shown.names) < 2:
             reason = "the answer says why." if settings.api_key else spec.reason  # which may tell of tensors
             paths[path] = {"description": f"Each request is answered 400 here: {reason}"}
+        for other in others_of(path):
+            paths[other] = copy.deepcopy(paths[path])
+            if other.startswith("/models/") and "post" in paths[other]:
+                named = [each for each in paths[other]["post"]["parameters"] if each["name"] != "model"]
+                paths[other]["post"]["parameters"] = named
     free = {path_of(rule) for rule in NEED_NO_KEY}
     for path, item in paths.items():
         for method in item.keys() & {"get", "post"}:
-            complete(item[method], method, path, spec.name, path not in free, bool(keys_for(path, settings)))
+            complete(item[method], method, path, shown, path not in free, bool(keys_for(path, settings)))
             line = curl(path, item[method], settings)
             item[method]["x-codeSamples"] = [{"lang": "Shell", "label": "curl", "source": line}]  # as Redoc reads them
     content["components"]["responses"] = {
@@ -112,10 +153,10 @@ def path_of(rule: str) -> str:
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
-def complete(operation: Schema, method: str, path: str, name: str, needs_key: bool, has_key: bool) -> None:
+def complete(operation: Schema, method: str, path: str, shown: Shown, needs_key: bool, has_key: bool) -> None:
     """Add to an operation its id, the parameters in its path, its headers and the errors that it may answer with."""
     operation["operationId"] = "_".join([method, *re.findall(r"\w+", path)])
-    examples = {"name": name, "version": "1", "filename": "dog.jpg"}
+    examples = {"name": shown.spec.name, "version": shown.version, "label": "stable", "filename": "dog.jpg"}
     names = re.findall(r"{(\w+)}", path)
     parts = [
         {"name": key, "in": "path", "required": True, "schema": {"type": "string"}, "example": examples[key]}
@@ -128,8 +169,9 @@ def complete(operation: Schema, method: str, path: str, name: str, needs_key: bo
     kind = "ProtocolError" if path.startswith(("/v1", "/v2")) else "Error"
     possible = {
         401: needs_key,
+        403: re.match("/v2/repository/models/", path),
         404: names or method == "post",
-        422: path == "/explain",
+        422: path.endswith("/explain"),
         **dict.fromkeys(COMPUTED, method == "post"),
     }
     for status in ALWAYS | {status for status, holds in possible.items() if holds}:

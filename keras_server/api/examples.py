@@ -60,6 +60,8 @@ def curl(path: str, operation: dict[str, Any], settings: Settings) -> str:
     content = operation.get("requestBody", {}).get("content", {})
     if "multipart/form-data" in content:
         words.append("-F image=@dog.jpg")
+    elif not content and operation["operationId"].startswith("post"):
+        words.append("-X POST")
     elif content:
         words.append(f"-d {shlex.quote(json.dumps(content['application/json']['example']))}")
     answers = operation["responses"]["200"]["content"]

@@ -15,7 +15,7 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server.api.context import current_app, current_model, current_settings
+from keras_server.api.context import current_app, current_model, model_settings
 from keras_server.api.uploads import decode, look, read_uploads
 from keras_server.explain.cam import Unexplainable
 from keras_server.explain.heatmap import SIDE, overlay
@@ -37,7 +37,7 @@ def explain() -> ResponseReturnValue:
         flask.abort(422, f"{served.spec.name} answers with numbers, not with labels, so there is none to explain.")
     ((_, data),) = uploads
     try:
-        with current_app().budget.map_turn():
+        with current_app().budget.map_turn(served):
             return explain_one(served, data)
     except ImageError as error:
         flask.abort(400, str(error))
@@ -59,9 +59,9 @@ def explain_one(served: Served, data: bytes) -> ResponseReturnValue:
             draw(picture, heat, served.spec.target), content_type="image/png", headers={"Vary": "Accept"}
         )
     width, height = upright_size(picture.image())
-    answer = {"success": True, "model": served.spec.name, "label": labels[label], "probability": float(row[label])}
+    answer = {"success": True, **served.title, "label": labels[label], "probability": float(row[label])}
     answer |= {"map": np.round(heat.astype(float), 6).tolist(), "width": width, "height": height}
-    answer["seen"] = seen((width, height), served.spec.target, current_settings().crop)
+    answer["seen"] = seen((width, height), served.spec.target, model_settings().crop)
     return answer, {"Vary": "Accept"}
 
 
@@ -87,7 +87,7 @@ def draw(encoded: Picture, heat: np.ndarray, target: tuple[int, int]) -> bytes:
 
     Raises ImageError, QueueFull or Overdue.
     """
-    settings = current_settings()
+    settings = model_settings()
     with current_app().budget.turn(encoded.work(SIDE)):
         picture = decode_image(encoded.image(), SIDE, "RGB", settings.background)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)

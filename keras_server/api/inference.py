@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import flask
 import msgspec
 import numpy as np
 from werkzeug.routing import BaseConverter
 
-from keras_server import telemetry
 from keras_server.api.bodies import read_body
 from keras_server.api.context import current_model, current_settings
 from keras_server.api.parsing import read_object
@@ -40,17 +39,14 @@ def protocol(name: str) -> flask.Blueprint:
     """Return a blueprint whose routes may hold <segment:name> and <segment:version>, and whose errors are JSON."""
     routes = flask.Blueprint(name, __name__)
     routes.record_once(lambda state: state.app.url_map.converters.update(segment=Segment))
-    routes.before_request(check_version)
+    routes.before_request(admit)
     return routes
 
 
-def check_version() -> Any:
-    """Answer 404 for a version that is not served."""
-    version = (flask.request.view_args or {}).get("version", "1")
-    name = current_model().spec.name
-    if version != "1":
-        return {"error": f"There is no version {short(version)} of {name}: it has version 1."}, 404
-    return None
+def admit() -> None:
+    """Take the model that a request names, before anything is read of it."""
+    if flask.request.view_args:
+        current_model()
 
 
 def read_request(schema: type[T]) -> tuple[T, memoryview]:
@@ -99,5 +95,5 @@ def compute(arrays: Arrays) -> list[np.ndarray]:
         (ticket.images,) = rows
     served = current_model()
     outputs = served.compute([arrays[tensor.name] for tensor in served.spec.inputs])
-    telemetry.IMAGES.inc(sum(rows))
+    served.metrics.images.inc(sum(rows))
     return outputs

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from keras_server import __version__
-from keras_server.api.context import current_model, current_settings
+from keras_server.api.context import current_app, current_model, current_settings
 from keras_server.api.inference import (
     JSON_LENGTH,
     Arrays,
@@ -230,7 +230,8 @@ def encode_v2(request_id: str | None, requested: list[RequestedOutput], outputs:
             item["data"] = to_lists(array.reshape(-1))
         items.append(item)
     named = {} if request_id is None else {"id": request_id}
-    answer = {"model_name": current_model().spec.name, "model_version": "1", **named, "outputs": items}
+    served = current_model()
+    answer = {"model_name": served.spec.name, "model_version": served.version_name, **named, "outputs": items}
     if not tail:
         return answer
     head = flask.json.dumps(answer).encode()
@@ -250,14 +251,14 @@ def v2_infer(**_: str) -> Any:
 @routes.get("/v2", strict_slashes=False)
 def v2_server() -> Any:
     """Describe the server."""
-    extensions = ["classification", "binary_tensor_data"]
+    extensions = ["classification", "binary_tensor_data", "model_repository"]
     return {"name": "keras-rest-server", "version": __version__, "extensions": extensions}
 
 
 @routes.get("/v2/models/<segment:name>/ready")
 @routes.get("/v2/models/<segment:name>/versions/<segment:version>/ready")
 def v2_model_ready(**_: str) -> Any:
-    """Readiness of the model, which is that of the server."""
+    """Readiness of the model."""
     check_ready()
     return {"name": current_model().spec.name, "ready": True}
 
@@ -271,5 +272,6 @@ def v2_metadata(**_: str) -> Any:
         return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype][0], "shape": shape_of(tensor)}
 
     spec = current_model().spec
+    versions = [served.version_name for served in reversed(current_app().registry.versions(spec.name))]
     tensors = {"inputs": [*map(described, spec.inputs)], "outputs": [*map(described, spec.outputs)]}
-    return {"name": spec.name, "versions": ["1"], "platform": "keras"} | tensors
+    return {"name": spec.name, "versions": versions, "platform": "keras"} | tensors

@@ -21,12 +21,17 @@ routes = flask.Blueprint("pages", __name__)
 
 def document(render: docs.Render, content_type: str) -> flask.Response:
     """Answer with a document that depends only on what is served: made once, and kept as bytes with an ETag."""
-    spec, settings, kept = current_model().spec, current_settings(), current_app().documents
-    if (made := kept.get(render)) and made[0] is spec and made[1] is settings:
+    app, served, settings = current_app(), current_model(), current_settings()
+    shown = docs.Shown(served.spec, served.version_name, app.registry.names())
+    key = render, served.spec.name
+    made = app.documents.get(key)
+    if made and made[0] == shown and made[1] is settings:
         body = made[2]
     else:
-        body = render(spec, settings).encode()
-        kept[render] = spec, settings, body
+        body = render(shown, settings).encode()
+        for gone in [other for other in [*app.documents] if other[1] not in shown.names]:
+            app.documents.pop(gone, None)
+        app.documents[key] = shown, settings, body
     response = flask.Response(body, content_type=content_type)
     response.add_etag()
     response.make_conditional(flask.request)
@@ -88,14 +93,15 @@ def probe() -> flask.Response:
 
 
 def check_ready() -> None:
-    """Abort with 503 where no prediction would be taken."""
-    if problem := problem_of(current_app()):
+    """Abort with 503 where no prediction of the request's model would be taken."""
+    app = current_app()
+    if problem := STOPPING if app.draining.is_set() else app.current_model().problem(app.settings().timeout):
         flask.abort(503, problem)
 
 
 def problem_of(app: App) -> str:
-    """Return why no prediction would be taken, or nothing. Raises NotLoaded."""
-    return STOPPING if app.draining.is_set() else app.current_model().problem(app.settings().timeout)
+    """Return why not all models would take predictions, or nothing. Raises NotLoaded."""
+    return STOPPING if app.draining.is_set() else app.registry.problem(app.settings().timeout)
 
 
 @routes.get(METRICS)

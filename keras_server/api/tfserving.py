@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keras_server.api.context import current_model, current_settings
+from keras_server.api.context import current_app, current_model, current_settings
 from keras_server.api.inference import (
     Arrays,
     check_names,
@@ -118,8 +118,13 @@ def encode_v1(outputs: list[np.ndarray], by_row: bool) -> dict[str, Any]:
     return {"outputs": columns}
 
 
-@routes.post("/v1/models/<segment:name>:predict")
-@routes.post("/v1/models/<segment:name>/versions/<segment:version>:predict")
+ONE = "/v1/models/<segment:name>"
+OTHERS = f"{ONE}/versions/<segment:version>", f"{ONE}/labels/<segment:label>"
+
+
+@routes.post(f"{ONE}:predict")
+@routes.post(f"{OTHERS[0]}:predict")
+@routes.post(f"{OTHERS[1]}:predict")
 def v1_predict(**_: str) -> Any:
     """Compute the rows of a request."""
     request, _tail = read_request(Request)
@@ -128,32 +133,37 @@ def v1_predict(**_: str) -> Any:
 
 @routes.get("/v1/models")
 def v1_models() -> Any:
-    """Name the models: there is one."""
-    return {"models": [current_model().spec.name]}
+    """Name the models."""
+    return {"models": [*current_app().registry.names()]}
 
 
-@routes.get("/v1/models/<segment:name>")
-@routes.get("/v1/models/<segment:name>/versions/<segment:version>")
-def v1_status(**_: str) -> Any:
-    """Say that the model can be used, in TensorFlow Serving's words and in KServe's."""
+@routes.get(ONE)
+@routes.get(OTHERS[0])
+@routes.get(OTHERS[1])
+def v1_status(**parts: str) -> Any:
+    """Say that a model can be used, in TensorFlow Serving's words and in KServe's: all of its versions, or one."""
     check_ready()
-    status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    return {"name": current_model().spec.name, "ready": True, "model_version_status": [status]}
+    served = current_model()
+    all_versions = [served] if len(parts) > 1 else current_app().registry.versions(served.spec.name)
+    good = {"error_code": "OK", "error_message": ""}
+    status = [{"version": each.version_name, "state": "AVAILABLE", "status": good} for each in all_versions]
+    return {"name": served.spec.name, "ready": True, "model_version_status": status}
 
 
-@routes.get("/v1/models/<segment:name>/metadata")
-@routes.get("/v1/models/<segment:name>/versions/<segment:version>/metadata")
+@routes.get(f"{ONE}/metadata")
+@routes.get(f"{OTHERS[0]}/metadata")
+@routes.get(f"{OTHERS[1]}/metadata")
 def v1_metadata(**_: str) -> Any:
     """Describe the inputs and outputs as TensorFlow does."""
-    spec = current_model().spec
+    served = current_model()
     signature: dict[str, Any] = {"method_name": "tensorflow/serving/predict", "inputs": {}, "outputs": {}}
-    for key, tensors in ("inputs", spec.inputs), ("outputs", spec.outputs):
+    for key, tensors in ("inputs", served.spec.inputs), ("outputs", served.spec.outputs):
         for tensor in tensors:
             sizes = [{"size": str(length), "name": ""} for length in shape_of(tensor)]
             shape = {"dim": sizes, "unknown_rank": False}
             info = {"name": tensor.name, "dtype": DATATYPES[tensor.dtype][1], "tensor_shape": shape}
             signature[key][tensor.name] = info
     return {
-        "model_spec": {"name": spec.name, "signature_name": "", "version": "1"},
+        "model_spec": {"name": served.spec.name, "signature_name": "", "version": served.version_name},
         "metadata": {"signature_def": {"signature_def": {"serving_default": signature}}},
     }

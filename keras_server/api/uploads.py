@@ -14,14 +14,13 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
-from keras_server import telemetry
 from keras_server.api.bodies import read_body
-from keras_server.api.context import charge, current_app, current_model, current_settings
+from keras_server.api.context import charge, current_app, current_model, current_settings, model_settings
 from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text
 from keras_server.api.tensors import TensorError, from_base64
 from keras_server.images import Picture, begins_as_picture, least_side
 from keras_server.pictures.work import Work
-from keras_server.ticket import TICKET
+from keras_server.ticket import TICKET, stage
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
 ITSELF = "let the HTTP client set that header itself, as curl -F image=@dog.jpg does"
@@ -226,10 +225,10 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises ImageError, QueueFull or Overdue.
     """
-    app, spec = current_app(), current_model().spec
+    app, served, spec = current_app(), current_model(), current_model().spec
     picture = look(data)
-    side = least_side(spec.target, current_settings().interpolation)
-    with app.budget.turn(picture.work(side)), telemetry.DECODING.time():
+    side = least_side(spec.target, model_settings().interpolation)
+    with app.budget.turn(picture.work(side)), served.metrics.decoding.time(), stage("decode"):
         prepared = app.prepare(picture.image(), spec.target)
     if spec.image and spec.image[3]:
         prepared = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,17 +17,25 @@ from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Export, copy_export
 from keras_server.models.meaning import check_options, final_spec
-from keras_server.models.opening import export_of
+from keras_server.models.opening import export_of, is_for_openvino
+from keras_server.models.registry import or_bundled
 from keras_server.models.source import Source
+from keras_server.models.tracing import check_keras
 from keras_server.settings import Settings, parse, values_of
 
+log = logging.getLogger("keras_server")
 ROWS = tuple(
     row
     for row in MODEL_SETTINGS
-    if row.of_model or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
+    if (row.of_model and row.name != "engine_threads")  # which is for a machine
+    or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
 )
 # Of these the export holds what they lead to, and not the options.
 RESOLVED = ("labels", "preprocess")
+
+
+class NotExportable(StartupError):
+    """OpenVINO cannot run the model."""
 
 
 def command() -> click.Command:
@@ -59,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise StartupError(f"{out} is there already: name a folder that is not, or remove it.")
-        export = write(settings, out, chosen)
+        source = Source(settings.model, settings.weights, settings.unsafe_model, settings.import_)
+        export = write(source, settings, out, chosen)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -73,14 +83,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def write(settings: Settings, out: Path, chosen: dict[str, str]) -> Export:
-    """Write the export of a model with the options that were chosen. Raises StartupError or OSError."""
+def write(source: Source, settings: Settings, out: Path, chosen: dict[str, str]) -> Export:
+    """Write the export of a model with the options that were chosen. Raises NotExportable, StartupError or OSError."""
     check_options(settings)
-    source = Source(settings.model, settings.weights, settings.unsafe_model, settings.import_)
     with contextlib.ExitStack() as cleaning:
         export = export_of(source, settings, cleaning)
         if export.why:
-            raise StartupError(
+            raise NotExportable(
                 f"{source.name} cannot be exported, since OpenVINO cannot run it ({export.why}): serve its own file, "
                 "with Keras."
             )
@@ -88,3 +97,25 @@ def write(settings: Settings, out: Path, chosen: dict[str, str]) -> Export:
         # What the options make of the outputs is decided anew by who serves it.
         copy_export(export, out, replace(export.spec, labels=spec.labels, preprocess=spec.preprocess), chosen)
     return export
+
+
+def exported(settings: Settings, folder: Path) -> Settings:
+    """Have a model exported into a folder, once for several servers, and return the settings that they serve it with.
+
+    These are the same where it needs no export, or where Keras has to compute it. Raises StartupError or OSError.
+    """
+    source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
+    if source.is_export or source.is_foreign:
+        return settings
+    check_keras()
+    if not is_for_openvino(source, settings):
+        return settings
+    try:
+        or_bundled(source, lambda source: write(source, settings, folder, {}))
+    except NotExportable as error:
+        if settings.engine == "openvino":
+            raise
+        log.warning("%s", error)
+        return settings
+    inside = replace(settings, weights="", sha256="", labels="", preprocess="auto", import_=(), unsafe_model=False)
+    return replace(inside, model=str(folder))

@@ -12,6 +12,7 @@ from keras_server.machine import step_back
 from keras_server.models.batcher import Batcher
 from keras_server.models.engines import NICENESS
 from keras_server.models.spec import Spec
+from keras_server.telemetry import ModelMetrics
 
 
 class Explainer:
@@ -20,9 +21,11 @@ class Explainer:
     It shares nothing with the threads that predict but the processors.
     """
 
-    def __init__(self, spec: Spec, explain: Callable[[], Cam] | None, queue_size: int):
+    def __init__(
+        self, spec: Spec, explain: Callable[[], Cam] | None, queue_size: int, metrics: ModelMetrics | None = None
+    ):
         """Take the spec of what is served; `explain` returns what computes its maps, or raises Unexplainable."""
-        self.spec, self.explain, self.queue_size = spec, explain, queue_size
+        self.spec, self.explain, self.queue_size, self.metrics = spec, explain, queue_size, metrics
         self.lock = threading.Lock()
         self.batcher: Batcher | None = None
         self.cam: Cam | None = None
@@ -34,7 +37,7 @@ class Explainer:
         """
         with self.lock:
             if not self.batcher:
-                self.batcher = Batcher(self.run, 1, self.queue_size)
+                self.batcher = Batcher(self.run, 1, self.queue_size, metrics=self.metrics)
         (heat,) = self.batcher.compute([picture, np.array([label], np.int32)])[0]
         return np.asarray(heat)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import ipaddress
 import logging
 import socket
 import time
@@ -15,18 +14,20 @@ import gevent
 import gevent.socket
 
 from keras_server import telemetry
-from keras_server.errors import FAILED, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
+from keras_server.clients import address, client_address, is_trusted, owner_of
+from keras_server.errors import FAILED, OTHER_HOST, OVERLOADED, TOO_LARGE, TOO_LATE, error_body, json_headers
 from keras_server.front import http, limits
 from keras_server.front.http import Answer, Head, Refusal
+from keras_server.front.reader import Reader
+from keras_server.hosts import allows
 from keras_server.ticket import DESCRIBED, Ticket
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from keras_server.front.server import Front
 
 
 CROWDED = "This address has {} connections, and may have no more: close some, or use them for several requests."
+BUSY = "This address has {} requests under way, and may have no more: wait for their answers."
 SLOW_HEAD = "The request's head did not arrive in time."
 SLOW_BODY = "The request's body did not arrive in time: send a smaller picture, or send it faster."
 
@@ -35,51 +36,15 @@ log = logging.getLogger("keras_server")
 AWAY = bytearray(256 * 1024)  # for what nobody wants to read
 
 
-class Reader(io.RawIOBase):
-    """What a client sends; a read raises TimeoutError once `until` has passed."""
-
-    def __init__(self, sock: gevent.socket.socket):
-        self.socket = sock
-        self.until = 0.0
-        self.turn, self.steps = 0.0, 0
-
-    def readable(self) -> bool:
-        """Tell the buffer around it that it can be read."""
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read what has come, at least one byte unless the client has ended."""
-        self.socket.settimeout(max(self.until - time.monotonic(), 0.001))
-        size: int = self.socket.recv_into(buffer)
-        self.let_others()
-        return size
-
-    def let_others(self) -> None:
-        """Let others have their turn: a client that sends faster than it is read would keep them waiting."""
-        turn = gevent.get_hub().loop.now()  # stands still until the loop has its turn
-        self.steps = self.steps + 1 if turn == self.turn else 0
-        self.turn = turn
-        if self.steps >= limits.STEPS:
-            gevent.sleep(0)
-
-
-def owner_of(address: str) -> str:
-    """Return whose an address is: empty for this machine, the /64 of an address of IPv6, which one client has."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if ip.is_loopback:
-        return ""
-    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)
-
-
 class Connection:
     """A client's connection, in a greenlet of its own, which alone reads, writes and closes the socket."""
 
-    def __init__(self, sock: gevent.socket.socket, address: tuple[object, ...], front: Front):
+    def __init__(self, sock: gevent.socket.socket, peer: tuple[object, ...], front: Front):
         self.socket, self.front = sock, front
-        self.address = str(address[0])
+        self.address = str(peer[0])
         self.environ = front.environ | {"REMOTE_ADDR": self.address}
-        self.owner = owner_of(self.address)
+        self.owner = owner_of(self.address, front.limits.proxies)
+        self.proxied = is_trusted(address(self.address), front.limits.proxies)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.UNSENT_BYTES)
@@ -98,12 +63,13 @@ class Connection:
         self.closing = False
         self.evicted = False  # to make room for other bodies
         self.size = self.held = 0  # bytes of the body that have come, and that are kept
+        self.asker = ""  # whose the request is, where a proxy passes it on
 
     def serve(self) -> None:
         """Answer request after request, and close the socket."""
         try:
             while self.serve_one():
-                if self.head.method != "POST" and self.front.predictions.works:
+                if self.head.method != "POST" and self.front.predicting:
                     gevent.sleep(limits.PAUSE_SECONDS)
                 self.reader.let_others()
             self.linger()
@@ -143,6 +109,7 @@ class Connection:
             self.ticket.release()
             self.front.headless.pop(self, None)
             self.front.held -= self.held
+            self.front.leave(self.asker)
         self.kept = True
         return not self.closing
 
@@ -167,8 +134,12 @@ class Connection:
             raise Refusal(408, SLOW_HEAD) from None
         finally:
             front.headless.pop(self, None)
+        if not allows(front.limits.hosts, head.host, head.path in front.probes):
+            raise Refusal(421, OTHER_HOST)
+        if self.proxied:
+            self.enter_asker(head.fields.get("x-forwarded-for", ""))
         self.closing = not head.keep_alive
-        lane = front.lane(head.method)
+        lane = front.lane(head.method, head.target)
         body = self.read_body(keep=not lane.full)
         if head.method in ("GET", "HEAD") and (probe := front.probes.get(head.path)):
             self.describe()
@@ -187,6 +158,15 @@ class Connection:
             raise ConnectionAbortedError
         ticket.gone = True
         return self.error(504, TOO_LATE)
+
+    def enter_asker(self, forwarded: str) -> None:
+        """Count the request for the client for which a proxy asks. Raises Refusal where that one has too many."""
+        proxies = self.front.limits.proxies
+        asker = owner_of(client_address(self.address, forwarded, proxies), proxies)
+        if self.front.is_crowded(asker):
+            raise Refusal(429, BUSY.format(self.front.limits.per_address))
+        self.front.enter(asker)
+        self.asker = asker
 
     def read_body(self, keep: bool) -> bytes | None:
         """Return the whole body, or None where it is not kept. Raises Refusal where it is too large, late or broken."""

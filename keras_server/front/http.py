@@ -34,7 +34,9 @@ TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~\x80-\xff]+) HTTP/(1\.[01])\r\n")
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r\n")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t -~\x80-\xff]*)?\r\n")
-PROXY_FORM = re.compile("https?://[^/?#]*/?", re.IGNORECASE)  # http://host/path, as to a proxy
+# Of letters, digits, hyphens, dots and slashes. No client writes them so, and /%6detrics would pass a proxy's /metrics.
+NEEDLESS = re.compile("%(?=2[DEF]|3[0-9]|[46][1-9A-F]|[57][0-9A])", re.IGNORECASE)
+PROXY_FORM = re.compile("https?://([^/?#]+)/?", re.IGNORECASE)  # http://host/path, as to a proxy
 
 Stream: TypeAlias = io.BufferedReader
 Answer = tuple[str, Headers, bytes]  # status line, headers, body
@@ -56,13 +58,15 @@ class Head:
     target: str = ""
     version: str = "1.1"
     fields: dict[str, str] = field(default_factory=dict)  # by lower-case names; of several with one name, joined
+    host: str = ""
     length: int = 0  # of the body, where it is not chunked
     chunked: bool = False
 
     @property
     def path(self) -> str:
         """The target's path, decoded as WSGI wants it."""
-        return urllib.parse.unquote_to_bytes(self.target.partition("?")[0].encode("latin-1")).decode("latin-1")
+        path = NEEDLESS.sub("%25", self.target.partition("?")[0])
+        return urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
 
     @property
     def keep_alive(self) -> bool:
@@ -89,6 +93,8 @@ class Head:
             if "_" not in name:  # or it could pass for another's name
                 environ["HTTP_" + name.upper().replace("-", "_")] = value
         environ.pop("HTTP_TRANSFER_ENCODING", None)
+        if self.host:
+            environ["HTTP_HOST"] = self.host
         environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", "0")
         if (kind := environ.pop("HTTP_CONTENT_TYPE", None)) is not None:
             environ["CONTENT_TYPE"] = kind
@@ -113,9 +119,15 @@ def read_head(stream: Stream, head: Head) -> None:
     if not (match := REQUEST_LINE.fullmatch(line.decode("latin-1"))):
         raise Refusal
     head.method, head.target, head.version = match[1].upper(), match[2], match[3]  # as the app reads the method
-    if not head.target.startswith("/"):
-        head.target = "/" + PROXY_FORM.sub("", head.target, count=1)
+    proxy_form = PROXY_FORM.match(head.target)
+    if proxy_form:
+        head.target = "/" + head.target[proxy_form.end() :]
+    elif not head.target.startswith("/"):
+        if head.method not in ("OPTIONS", "CONNECT"):  # whose targets are a star, or a host and its port
+            raise Refusal
+        head.target = "/" + head.target
     names = read_fields(stream, head.fields)
+    head.host = proxy_form[1] if proxy_form else head.fields.get("host", "")  # RFC 9112, 3.2.2
     check_framing(head, names)
 
 

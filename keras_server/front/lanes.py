@@ -42,6 +42,7 @@ class Lane:
         self.queue: deque[Work] = deque()  # requests that wait for a thread
         self.running = 0  # requests that have one
         self.works: set[Work] = set()  # requests whose clients wait
+        self.used = 0.0  # when it was asked for last
 
     @property
     def full(self) -> bool:

@@ -6,13 +6,17 @@ import contextlib
 import ctypes
 import errno
 import ipaddress
+import logging
 import socket
 import struct
 import sys
 
 import gevent.socket
 
+from keras_server.front import limits
 from keras_server.models.errors import StartupError
+
+log = logging.getLogger("keras_server")
 
 LOOPBACKS = ("127.0.0.1", "::1")
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # where a machine has one kind of IP only
@@ -99,8 +103,22 @@ def url_of(listener: gevent.socket.socket) -> str:
 
 
 def raise_file_limit() -> None:
-    """Allow this process as many open files as the system lets it have: each connection is one."""
+    """Allow this process as many open files as the system lets it have, and warn where these are few."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    if (most := connections()) < limits.FEW_CONNECTIONS:
+        log.warning("There is room for %d connections only: allow more open files (ulimit -n 4096).", most)
+
+
+def connections() -> int:
+    """Return how many connections there may be: each is an open file, and some are needed for other things."""
+    try:
+        import resource
+    except ImportError:
+        return limits.CONNECTIONS
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return limits.CONNECTIONS
+    return max(1, min(limits.CONNECTIONS, files - min(limits.OTHER_FILES, files // 2)))

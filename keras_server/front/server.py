@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication
@@ -28,12 +28,14 @@ from keras_server.front import limits as constants
 from keras_server.front.connection import CROWDED, Connection
 from keras_server.front.lanes import Lane
 from keras_server.front.limits import Limits
-from keras_server.front.listener import refuse_new
+from keras_server.front.listener import connections, refuse_new
 
 log = logging.getLogger("keras_server")
 
 
 Probe = Callable[[], tuple[int, bytes]]  # a status and a body of JSON
+# Whose threads a target of POST is for: "" for most, or a name, of which there are few.
+Group = Callable[[str], str]
 
 
 class Front:
@@ -47,12 +49,18 @@ class Front:
         draining: threading.Event,
         probes: Mapping[str, Probe],
         cors: Cors,
+        shared: bool = False,
+        group: Group = lambda target: "",
     ):
         """Take listening gevent sockets; `draining` is set when the server begins to stop.
 
-        `probes` answers GET and HEAD of its paths, without the app.
+        `probes` answers GET and HEAD of its paths, without the app. Sockets that are `shared` are another process's
+        too, such as systemd's: who connects while the server stops waits in the kernel for the next one. Requests of
+        one `group` neither wait behind those of another nor hold them up.
         """
+        self.app, self.group = app, group
         self.listeners, self.limits, self.draining, self.probes, self.cors = listeners, limits, draining, probes, cors
+        self.shared = shared
         self.pool = Pool(connections())
         self.servers = [StreamServer(listener, self.handle, spawn=self.pool) for listener in listeners]
         self.loop = gevent.get_hub().loop
@@ -68,12 +76,13 @@ class Front:
             "wsgi.run_once": False,
         }
         self.predictions = Lane("web", app, limits.threads, limits.requests)
+        self.others: dict[str, Lane] = {}  # of further groups
         self.pages = Lane("pages", app, constants.PAGE_THREADS, constants.PAGES)
         self.headless: dict[Connection, None] = {}  # connections without a whole head, the oldest first
         self.bodies: set[Connection] = set()  # connections that send a body
         self.held = 0  # bytes of all bodies that are not answered
-        self.owners = Counter[str]()  # of connections, by addresses
-        self.closing = False  # the port is closed
+        self.owners = Counter[str]()  # of connections, or of requests by way of proxies, by clients' addresses
+        self.closing = False  # no further connection is taken
         self.status = 0
         self.stopped = Event()
         self.clock = self.loop.timer(constants.LOOK_SECONDS, constants.LOOK_SECONDS, ref=False)
@@ -88,32 +97,60 @@ class Front:
         """Return once the server has stopped."""
         self.stopped.wait()
 
-    def lane(self, method: str) -> Lane:
-        """Return the threads for requests of this method: GETs neither wait behind predictions nor hold them up."""
-        return self.predictions if method == "POST" else self.pages
+    def lane(self, method: str, target: str) -> Lane:
+        """Return the threads for a request: GETs neither wait behind predictions nor hold them up."""
+        if method != "POST":
+            return self.pages
+        if not (group := self.group(target)):
+            return self.predictions
+        if group not in self.others:
+            self.others[group] = Lane("web", self.app, self.limits.threads, self.limits.requests)
+        self.others[group].used = time.monotonic()
+        return self.others[group]
+
+    @property
+    def predicting(self) -> bool:
+        """Whether predictions are under way."""
+        return bool(self.predictions.works) or any(lane.works for lane in self.others.values())
 
     def look_for_clients(self) -> None:
-        """Give up the requests whose clients have left."""
-        self.predictions.give_up_abandoned()
-        self.pages.give_up_abandoned()
+        """Give up what nobody waits for or uses, and make a place where none comes that would."""
+        self.make_place()
+        for lane in (self.predictions, self.pages, *self.others.values()):
+            lane.give_up_abandoned()
+        unused = time.monotonic() - self.limits.seconds - constants.UNUSED_SECONDS
+        for group, lane in [*self.others.items()]:
+            if not lane.works and not lane.running and lane.used < unused:
+                self.others.pop(group).workers.shutdown(wait=False)
 
     def handle(self, sock: gevent.socket.socket, address: tuple[object, ...]) -> None:
-        """Serve a new connection. Where there is room for no other, the one that has dallied longest is cut.
+        """Serve a new connection, and make a place for the next.
 
-        That is one without a request. Where an address has too many, one of its own gives way, or the new one is turned
-        away.
+        Where an address has too many, one of its own that is silent gives way, or the new one is turned away.
         """
         connection = Connection(sock, address, self)
-        owner, most = connection.owner, self.limits.per_address
-        if owner and most and self.owners[owner] >= most and not self.cut_silent(owner):
-            connection.turn_away(CROWDED.format(most))
+        if self.is_crowded(connection.owner) and not self.cut_silent(connection.owner):
+            connection.turn_away(CROWDED.format(self.limits.per_address))
             return
-        if self.pool.full():
-            self.cut_silent()
-        self.owners[owner] += 1
+        self.make_place()
+        self.enter(connection.owner)
         try:
             connection.serve()
         finally:
+            self.leave(connection.owner)
+
+    def is_crowded(self, owner: str) -> bool:
+        """Return whether an owner has all the connections, or requests by way of proxies, that it may have."""
+        return owner != "" and 0 < self.limits.per_address <= self.owners[owner]
+
+    def enter(self, owner: str) -> None:
+        """Count one more of an owner."""
+        if owner:
+            self.owners[owner] += 1
+
+    def leave(self, owner: str) -> None:
+        """Count one less."""
+        if owner:
             self.owners[owner] -= 1
             if not self.owners[owner]:
                 del self.owners[owner]
@@ -126,19 +163,35 @@ class Front:
             oldest.hang_up()
         return oldest is not None
 
+    def make_place(self) -> None:
+        """Where there is room for no other connection, cut a silent one, else one whose body comes too slowly."""
+        if not self.pool.full() or self.cut_silent():
+            return
+        now = time.monotonic()
+        lags = {  # seconds by which bodies are behind LEAST_RATE
+            each: now - each.ticket.arrived - each.size / constants.LEAST_RATE
+            for each in self.bodies
+            if not each.evicted
+        }
+        last = max(lags, key=lambda each: lags[each], default=None)
+        if last and lags[last] > constants.LAG_SECONDS:
+            self.evict(last)
+
+    def evict(self, connection: Connection) -> None:
+        """Give up a body that is still being sent."""
+        connection.evicted = True
+        connection.hang_up()
+
     def make_room(self) -> None:
         """Where bodies take too much memory, give up the largest of those that are still being sent."""
         leaving = sum(connection.held for connection in self.bodies if connection.evicted)
         if self.held - leaving > self.limits.held:
-            largest = max(self.bodies, key=lambda connection: 0 if connection.evicted else connection.held)
-            largest.evicted = True
-            largest.hang_up()
+            self.evict(max(self.bodies, key=lambda connection: 0 if connection.evicted else connection.held))
 
     def stop_softly(self) -> None:
         """On a signal: tell the probes, take connections for the grace period, answer what was accepted, end."""
         if self.draining.is_set():
-            log.warning("Stopped at once, on a second signal.")
-            os._exit(1)
+            return
         log.info("Stopping: connections are taken for %g s more, then what is accepted is answered.", self.limits.grace)
         self.draining.set()
         gevent.spawn(self.drain, self.limits.grace, self.limits.seconds + constants.STALL_SECONDS)
@@ -157,9 +210,10 @@ class Front:
     def drain(self, grace: float, patience: float) -> None:
         """Close the port after the grace period, and end once the last accepted request is answered."""
         gevent.sleep(grace)
-        for listener in self.listeners:
-            refuse_new(listener)
-        gevent.sleep(constants.SHAKE_SECONDS)
+        if not self.shared:
+            for listener in self.listeners:
+                refuse_new(listener)
+            gevent.sleep(constants.SHAKE_SECONDS)
         self.closing = True
         self.close_port()
         with gevent.Timeout(patience, False):
@@ -179,10 +233,11 @@ class Front:
         """Take no more connections but those that the kernel has: their clients believe to be connected."""
         late = list[tuple[gevent.socket.socket, tuple[object, ...]]]()
         for listener, server in zip(self.listeners, self.servers, strict=True):
-            listener.settimeout(0)
-            with contextlib.suppress(OSError):
-                while True:
-                    late.append(listener.accept())
+            if not self.shared:
+                listener.settimeout(0)
+                with contextlib.suppress(OSError):
+                    while True:
+                        late.append(listener.accept())
             server.close()
         for sock, address in late:
             self.pool.spawn(self.handle, sock, address)
@@ -198,13 +253,3 @@ def give_memory_back() -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(mmap_threshold, size)
         ctypes.CDLL(None).mallopt(arena_max, arenas)
-
-
-def connections() -> int:
-    """Return how many connections there may be: each is an open file, and some are needed for other things."""
-    try:
-        import resource
-    except ImportError:
-        return constants.CONNECTIONS
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return constants.CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(constants.CONNECTIONS, files - 128))

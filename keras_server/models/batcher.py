@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_server import telemetry
+from keras_server.telemetry import ModelMetrics
 from keras_server.ticket import TICKET
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
@@ -61,6 +61,13 @@ class Job:
         if self.done == self.rows:
             self.finish()
 
+    def note(self, rows: slice, started: float, ended: float) -> None:
+        """Note in the request's ticket when these rows were computed, and with the first how long they waited."""
+        if self.ticket:
+            if rows.start == 0:
+                self.ticket.note("queue", self.since, started)
+            self.ticket.note("compute", started, ended)
+
     def finish(self, error: Exception | None = None) -> None:
         """Wake the waiting request, with the first thing that went wrong if anything did."""
         if not self.finished.is_set():
@@ -75,8 +82,10 @@ class Batcher:
     row at once; while all are busy rows queue up and form the next batches.
     """
 
-    def __init__(self, run: Compute, max_batch: int, queue_size: int, lanes: int = 1):
-        self.run, self.queue_size, self.lanes = run, queue_size, lanes
+    def __init__(
+        self, run: Compute, max_batch: int, queue_size: int, lanes: int = 1, metrics: ModelMetrics | None = None
+    ):
+        self.run, self.queue_size, self.lanes, self.metrics = run, queue_size, lanes, metrics
         self.max_batch = max(1, max_batch // lanes)  # of one lane
         self.jobs: deque[Job] = deque()
         self.waiting = 0  # rows
@@ -184,17 +193,23 @@ class Batcher:
             check(outputs, len(inputs[0]))
         except Exception as error:  # noqa: BLE001 - an engine may raise anything
             if len(batch) == 1:
-                batch[0][0].finish(error)
+                ((job, rows),) = batch
+                job.note(rows, started, time.monotonic())
+                job.finish(error)
             else:
                 for job_and_rows in batch:
                     self.work([job_and_rows])
             return
-        telemetry.INFERENCE.observe(time.monotonic() - started)
-        telemetry.BATCH.observe(len(inputs[0]))
+        ended = time.monotonic()
+        if self.metrics:
+            self.metrics.inference.observe(ended - started)
+            self.metrics.batch.observe(len(inputs[0]))
+            for job, _ in batch:
+                self.metrics.queued.observe(started - job.since)
         first = 0
         for job, rows in batch:
-            telemetry.QUEUED.observe(started - job.since)
             last = first + rows.stop - rows.start
+            job.note(rows, started, ended)
             try:
                 job.fill(rows, [output[first:last] for output in outputs])
             except ModelError as error:

@@ -1,7 +1,8 @@
 """The settings that stand beside a model: what belongs to it, whoever serves it.
 
 flowers.keras         --model flowers.keras
-flowers.toml          preprocess = "tf", and what else of the README's table belongs to a model
+flowers.toml          preprocess = "tf", and what else of the README's table belongs to a model; and where it has
+                      versions, names for them: [version_labels] stable = 3
 flowers.labels.txt    the names of its classes, in any form that --labels takes
 
 In an export of this server and in an archive of Teachable Machine they stand inside.
@@ -24,9 +25,11 @@ from keras_server.models.addresses import fetch
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Export, ExportError
 from keras_server.models.kinds import is_export, teachable
-from keras_server.settings import SETTINGS, Beside
+from keras_server.settings import SETTINGS, Beside, Settings
 
 ROWS = {row.name: row for row in SETTINGS if row.of_model}
+KEYS = {name: name for name in ROWS} | {"threads": "engine_threads"}  # as they are written, and what they set
+LABELS = "version_labels"
 
 
 def locate(options: Mapping[str, Any]) -> Beside:
@@ -55,8 +58,32 @@ def beside(model: str) -> Beside:
     folders = (path.parent, path) if is_folder else (path.parent,)
     labels = only([folder / f"{name}.labels.txt" for folder in folders])
     file = only([folder / f"{name}.toml" for folder in folders])
-    values = of_teachable(path) | ({"labels": str(labels)} if labels else {}) | (read_toml(file) if file else {})
-    return Beside(values, str(file or labels or ""))
+    content = read_toml(file) if file else {}
+    names = read_version_labels(file, content.pop(LABELS)) if file and LABELS in content else {}
+    read = {KEYS.get(key, key): read_value(file, key, value) for key, value in content.items()} if file else {}
+    values = of_teachable(path) | ({"labels": str(labels)} if labels else {}) | read
+    return Beside(values, str(file or labels or ""), version_labels=names)
+
+
+def settings_for(settings: Settings, found: Beside, own: Mapping[str, str]) -> Settings:
+    """Return the server's settings as they are for one of several models.
+
+    `own` is what follows it on the command line, which comes before all others. Raises StartupError.
+    """
+    texts = {name: (found.where, text) for name, text in found.values.items() if name not in settings.given}
+    values: dict[str, Any] = {}
+    try:
+        for key, text in own.items():
+            check_key("--model", key)
+            texts[KEYS[key]] = "--model", text
+        for name, (where, text) in texts.items():
+            try:
+                values[name] = ROWS[name].read(text)
+            except click.BadParameter as error:
+                raise StartupError(f"{where}: {name}: {error.message}") from None
+    except click.UsageError as error:
+        raise StartupError(error.message) from None
+    return replace(settings, **values)
 
 
 def only(candidates: list[Path]) -> Path | None:
@@ -67,17 +94,23 @@ def only(candidates: list[Path]) -> Path | None:
     return found[0] if found else None
 
 
-def read_toml(file: Path) -> dict[str, str]:
-    """Return the settings in a file beside a model. Raises click.UsageError."""
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return what is in a file beside a model. Raises click.UsageError."""
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise click.UsageError(f'{file} is no TOML ({error}): write preprocess = "tf", say.') from None
     except UnicodeDecodeError:
         raise click.UsageError(f"{file} is not UTF-8: save it as UTF-8.") from None
     except OSError as error:
         raise click.UsageError(f"{file} cannot be read ({error.strerror}).") from None
-    return {key: read_value(file, key, value) for key, value in content.items()}
+
+
+def read_version_labels(file: Path, table: object) -> dict[str, int]:
+    """Return the names of versions. Raises click.UsageError."""
+    if isinstance(table, dict) and all(type(number) is int and number > 0 for number in table.values()):
+        return table
+    raise click.UsageError(f"{file}: {LABELS} has to be a table of names and versions: write [{LABELS}] stable = 3.")
 
 
 def read_value(file: Path, key: str, value: object) -> str:
@@ -87,21 +120,31 @@ def read_value(file: Path, key: str, value: object) -> str:
     """
     if isinstance(value, dict):
         raise click.UsageError(f'{file}: {key!r} is a table: write its settings without one, as preprocess = "tf".')
-    if key not in ROWS:
-        if row := next((row for row in SETTINGS if row.name.rstrip("_") == key.replace("-", "_")), None):
-            raise click.UsageError(
-                f"{file}: {key} belongs to the server and not to the model: give it as {row.option}. "
-                f"Here stand {', '.join(ROWS)}."
-            )
-        near = difflib.get_close_matches(key, ROWS, 1, cutoff=0)[0]
-        raise click.UsageError(f"{file}: {key!r} is no setting of a model: did you mean {near}?")
-    row = ROWS[key]
+    check_key(file, key)
+    row = ROWS[KEYS[key]]
+    if isinstance(row.default, int):
+        if type(value) is not int:
+            raise click.UsageError(f"{file}: {key} has to be a whole number, and {value!r} is none.")
+        return str(value)
     if not isinstance(value, str):
         wanted = "the name of a file" if row.metavar == "FILE" else "a text"
         raise click.UsageError(f"{file}: {key} has to be {wanted} in quotes, and {value!r} is none.")
     if row.metavar == "FILE" and value:
         return str(file.parent / value)
     return value
+
+
+def check_key(where: object, key: str) -> None:
+    """Raise click.UsageError for what is no setting of a model."""
+    if key in KEYS:
+        return
+    if row := next((row for row in SETTINGS if row.name.rstrip("_") == key.replace("-", "_")), None):
+        raise click.UsageError(
+            f"{where}: {key} belongs to the server and not to the model: give it as {row.option}. "
+            f"Here stand {', '.join(KEYS)}."
+        )
+    near = difflib.get_close_matches(key, KEYS, 1, cutoff=0)[0]
+    raise click.UsageError(f"{where}: {key!r} is no setting of a model: did you mean {near}?")
 
 
 def of_teachable(archive: Path) -> dict[str, str]:

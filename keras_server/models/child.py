@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from keras_server.models.convert import Job
 from keras_server.models.errors import DownloadError, StartupError
 
 log = logging.getLogger("keras_server")
+
+# Of seconds. The largest of keras.applications take two minutes, and a damaged file may keep Keras busy for ever.
+LONGEST = 1800.0
 
 
 class Crashed(Exception):
@@ -50,6 +56,7 @@ def convert_in_child(name: str, job: Job) -> Path:
             text=True,
             env=environment,
         ) as process,
+        killed_after(LONGEST, process) as late,
     ):
         assert process.stdin
         assert process.stdout
@@ -71,6 +78,9 @@ def convert_in_child(name: str, job: Job) -> Path:
             raise StartupError(told["error"])
         if "folder" in told:
             return Path(told["folder"])
+        if late.is_set():
+            sentence = f"the process that converts it was still {stage} after {LONGEST:.0f} seconds, and was ended."
+            raise StartupError(f"{name} cannot be served: {sentence}")
         noise.seek(0)
         print(noise.read(), file=sys.stderr)
     how = f"signal {-status}" if status < 0 else f"status {status}"
@@ -80,3 +90,20 @@ def convert_in_child(name: str, job: Job) -> Path:
     if stage.startswith(("converting", "comparing")):
         raise Crashed(sentence)
     raise StartupError(f"{name} cannot be served: {sentence}; what it printed stands above.")
+
+
+@contextlib.contextmanager
+def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[threading.Event]:
+    """Kill a process that is still there after so many seconds, and set the event then."""
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()

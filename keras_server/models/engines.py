@@ -55,6 +55,16 @@ def openvino() -> Any:
     return openvino
 
 
+def read_copied(path: Path, *weights: Path) -> Any:
+    """Return the OpenVINO model in a file, with its weights in memory.
+
+    Of a mapped file they would change with it, or the process would end, where somebody writes a new model into it.
+    """
+    core = openvino().Core()
+    core.set_property({"ENABLE_MMAP": False})
+    return core.read_model(path, *weights)
+
+
 def has_bfloat16() -> bool:
     """Return whether this processor computes in bfloat16."""
     return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -27,10 +27,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from keras_server import __version__
 from keras_server.models.engines import openvino
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("keras_server")
 
@@ -93,9 +100,15 @@ class Export:
     def of(cls, folder: Path, about: dict[str, Any]) -> Export:
         """Return what a folder's about.json describes. Raises ExportError."""
         try:
-            return cls(folder, **about | {"spec": Spec.from_json(about["spec"]), "settings": about.get("settings", {})})
-        except (LookupError, TypeError, ValueError) as error:
+            export = msgspec.convert(about | {"folder": str(folder)}, cls, dec_hook=lambda kind, value: kind(value))
+        except msgspec.ValidationError as error:
             raise ExportError(f"{folder} was exported by another version of the server ({error}).") from None
+        if missing := asdict(export.spec).keys() - about["spec"].keys():  # whose defaults are ResNet50's
+            raise ExportError(f"{folder} is not a whole export (it says nothing of {', '.join(sorted(missing))}).")
+        outputs = range(len(export.spec.outputs))
+        if not export.why and not (export.spec.output in outputs and export.explained in (-1, *outputs)):
+            raise ExportError(f"{folder} is not a whole export (it has {len(outputs)} outputs).")
+        return export
 
     @classmethod
     def read(cls, folder: Path) -> Export:
@@ -119,6 +132,32 @@ def sha256_of(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
+def keep(folder: Path) -> io.BufferedReader | None:
+    """Keep the cache from removing an export until what is returned is closed, where the system can do that.
+
+    Heat maps are read from it later.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opening:
+        file = opening.enter_context(open_own(folder / "about.json"))
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            opening.pop_all()
+            return file
+    return None
+
+
+def in_use(folder: Path) -> bool:
+    """Return whether a process keeps an export. Raises OSError."""
+    if not fcntl:
+        return False
+    with open_own(folder / "about.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def copy_export(export: Export, folder: Path, spec: Spec, settings: Mapping[str, str]) -> None:
     """Write a copy of an export with another spec and settings, whole or not at all. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +179,7 @@ class Cache:
     the versions that take part, the bytes of its files, and the `options` that change what is written.
     """
 
-    ENTRIES = 8  # those used last are kept
+    ENTRIES = 8  # those used last are kept, beside those in use
     OLD = 3600  # seconds, after which a folder that was never finished is swept away
 
     def __init__(self, folder: str, name: str, files: Iterable[Path], options: Mapping[str, str] | None = None):
@@ -233,7 +272,8 @@ class Cache:
             name = entry_made_as(path)
             if name and path.name == name and path != self.entry:
                 with contextlib.suppress(OSError):
-                    entries.append(((path / "about.json").stat().st_atime_ns, path))
+                    if not in_use(path):
+                        entries.append(((path / "about.json").stat().st_atime_ns, path))
             elif name and path.name.startswith(f"{name}.tmp-"):
                 with contextlib.suppress(OSError):
                     if time.time() - max(p.lstat().st_mtime for p in (path, *path.iterdir())) > self.OLD:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_server.models.engines import OpenVINOEngine, batched, openvino
+from keras_server.models.engines import OpenVINOEngine, batched, read_copied
 from keras_server.models.errors import StartupError
 from keras_server.models.kinds import foreign_format
 from keras_server.models.meaning import ask_noise, meaning_of
@@ -53,13 +53,13 @@ def read(path: Path) -> Any:
     ending = foreign_format(path)
     try:
         if ending == ".xml":
-            return openvino().Core().read_model(path, path.with_suffix(".bin"))
+            return read_copied(path, path.with_suffix(".bin"))
         if path.suffix == ending:
-            return openvino().Core().read_model(path)
+            return read_copied(path)
         with tempfile.TemporaryDirectory() as folder:
             link = Path(folder, f"model{ending}")
             link.symlink_to(path.resolve())
-            return openvino().Core().read_model(link)
+            return read_copied(link)
     except Exception as error:  # noqa: BLE001 - as above
         if missing := re.search(r"external data.*data_full_path: ([^,]+)", str(error), re.DOTALL):
             raise StartupError(f"{path} keeps its weights in {missing[1]}, which cannot be read.") from None

@@ -19,9 +19,17 @@ from keras_server.machine import processors
 from keras_server.models.architectures import check_download
 from keras_server.models.child import Crashed, convert_in_child
 from keras_server.models.convert import Converted, Job, Loaded, convert_source, load_described
-from keras_server.models.engines import Engine, KerasEngine, OpenVINOEngine, accelerated, batched, has_bfloat16
+from keras_server.models.engines import (
+    Engine,
+    KerasEngine,
+    OpenVINOEngine,
+    accelerated,
+    batched,
+    has_bfloat16,
+    read_copied,
+)
 from keras_server.models.errors import StartupError
-from keras_server.models.export import Cache, Export, ExportError
+from keras_server.models.export import Cache, Export, ExportError, keep
 from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.reference import random_input
@@ -60,8 +68,11 @@ class Lanes:
         return engine_cam(OpenVINOEngine(model, "float32", self.threads, 1), spec.outputs[output])
 
 
-def open_model(source: Source, settings: Settings) -> Opened:
-    """Return a model that has computed a row, and its final spec. Raises StartupError."""
+def open_model(source: Source, settings: Settings, name: str = "") -> Opened:
+    """Return a model that has computed a row, and its final spec, under a name of its own or another.
+
+    Raises StartupError.
+    """
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
     check_options(settings)
@@ -73,7 +84,8 @@ def open_model(source: Source, settings: Settings) -> Opened:
     except Exception as error:
         log.debug("The model cannot be served", exc_info=True)
         raise StartupError(f"{source.name} cannot be served: {reason_of(error)}") from None
-    spec = replace(final_spec(opened.spec, settings), precision=settings.precision)
+    spec = final_spec(replace(opened.spec, name=name or opened.spec.name), settings)
+    spec = replace(spec, precision=settings.precision)
     if opened.explained not in (-1, spec.output):
         had, asked = (spec.outputs[number].name for number in (opened.explained, spec.output))
         flaw = f"This export of {spec.name} has heat maps of its output {had}, and {asked} is served."
@@ -87,18 +99,17 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         raise StartupError(f"--engine keras: {source.path} is an export for OpenVINO, without the Keras model.")
     if source.is_foreign and settings.engine == "keras":
         raise StartupError(f"--engine keras: {source.path} is no model of Keras, and OpenVINO alone reads it.")
-    is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
-    on_openvino = is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+    on_openvino = is_for_openvino(source, settings)
     lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
-    if source.is_architecture and not source.in_memory and not source.files:
-        check_download(source.name)
+    check_source(source)
     if on_openvino:
         if source.in_memory:
             converted = convert_source(source, settings.output)
             loaded, why = converted.loaded, converted.why
             if not why:
-                return opened_with(lanes, converted.model, converted.heat, converted)
+                heat = converted.heat  # what else was converted goes
+                return opened_with(lanes, converted.model, lambda: heat, converted)
         else:
             opened, why = open_export(source, settings, lanes)
             if opened:
@@ -112,10 +123,24 @@ def open_engine(source: Source, settings: Settings) -> Opened:
     return open_with_keras(loaded or load_described(source), settings)
 
 
+def is_for_openvino(source: Source, settings: Settings) -> bool:
+    """Return whether OpenVINO is to compute a model, if it can."""
+    is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
+    return is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
+
+
+def check_source(source: Source) -> None:
+    """Raise DownloadError, before Keras is imported, where a model's weights are not here and cannot be had."""
+    if source.is_architecture and not source.in_memory and not source.files:
+        check_download(source.name)
+
+
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
     """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
     if source.is_export:
-        return opened_from(given_export(source), lanes), ""
+        given = given_export(source)
+        model = read_copied(given.folder / "model.xml")
+        return opened_with(lanes, model, lambda: read_copied(given.folder / "heat.xml"), given), ""
     if source.is_foreign:
         model, spec = open_foreign(source.path or Path(), source.name)
         flaw = f"{source.name} is no model of Keras, so it cannot be explained."
@@ -139,6 +164,7 @@ def export_of(source: Source, settings: Settings, cleaning: contextlib.ExitStack
     """Return the export that a source is, that the cache has, or that another process makes. Raises StartupError."""
     if source.is_export:
         return given_export(source)
+    check_source(source)
     return kept_export(source, settings) or make_export(source, settings, cleaning)
 
 
@@ -189,13 +215,17 @@ def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitSta
 
 def opened_from(export: Export, lanes: Lanes) -> Opened:
     """Open an export. Raises whatever OpenVINO does."""
-    return opened_with(lanes, export.folder / "model.xml", export.folder / "heat.xml", export)
+    kept = keep(export.folder)
+    opened = opened_with(lanes, export.folder / "model.xml", lambda: export.folder / "heat.xml", export)
+    if kept:
+        weakref.finalize(opened.explain, kept.close)
+    return opened
 
 
-def opened_with(lanes: Lanes, model: Any, heat: Any, about: Export | Converted) -> Opened:
+def opened_with(lanes: Lanes, model: Any, heat: Callable[[], Any], about: Export | Converted) -> Opened:
     """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
     spec, output = about.spec, about.explained
-    explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat, spec, output)
+    explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat(), spec, output)
     return Opened(lanes.open(model, spec.batch), spec, explain, output)
 
 

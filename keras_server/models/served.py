@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from keras_server import telemetry
 from keras_server.explain.cam import Cam
 from keras_server.explain.explainer import Explainer
 from keras_server.models.batcher import Batcher
 from keras_server.models.engines import Engine
 from keras_server.models.spec import Spec, probabilities
+from keras_server.settings import Settings
+from keras_server.telemetry import ModelMetrics
 
 
 class Served:
@@ -25,14 +27,33 @@ class Served:
         max_batch: int = 8,
         queue_size: int = 128,
         explain: Callable[[], Cam] | None = None,
+        *,
+        version: int | None = None,
+        settings: Settings | None = None,
     ):
-        """Take a model's spec and engine. `explain` returns what computes heat maps, or raises Unexplainable."""
-        self.spec = spec
-        self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes)
-        telemetry.MODEL.info({"name": spec.name, "engine": spec.engine, "precision": spec.precision})
-        telemetry.WAITING.set_function(lambda: self.batcher.waiting)
+        """Take a model's spec and engine. `explain` returns what computes heat maps, or raises Unexplainable.
+
+        `version` is the model's, where it has several; `settings` are its own, where they are not the server's.
+        """
+        self.spec, self.version, self.settings = spec, version, settings
+        self.metrics = ModelMetrics(spec.name, self.version_name)
+        self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes, self.metrics)
+        self.metrics.begin(spec.engine, spec.precision, lambda: self.batcher.waiting)
         # Who waits for a heat map holds one of the front's threads; this many leave the predictions enough of them.
-        self.explainer = Explainer(spec, explain, min(max_batch, queue_size))
+        self.explainer = Explainer(spec, explain, min(max_batch, queue_size), self.metrics)
+        self.holding = threading.Lock()
+        self.held = 0  # requests that have it
+        self.retired = self.closed = False
+
+    @property
+    def version_name(self) -> str:
+        """The version as protocols spell it, in which each model has one."""
+        return "1" if self.version is None else str(self.version)
+
+    @property
+    def title(self) -> dict[str, str]:
+        """What an answer says of who gave it."""
+        return {"model": self.spec.name} | ({} if self.version is None else {"version": self.version_name})
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Return the output that labels come from, for a batch of the only input, both with the batch as first axis.
@@ -64,10 +85,35 @@ class Served:
             return "The model has been busy with one batch for too long."
         return ""
 
+    def hold(self) -> None:
+        """Keep it open for a request, until let_go()."""
+        with self.holding:
+            self.held += 1
+
+    def let_go(self) -> None:
+        """End a request's hold."""
+        with self.holding:
+            self.held -= 1
+            last = self.retired and not self.held
+        if last:
+            self.close()
+
+    def retire(self) -> None:
+        """Close it once no request has it: whoever calls this gives it to no further one."""
+        with self.holding:
+            self.retired = True
+            last = not self.held
+        if last:
+            self.close()
+
     def close(self) -> None:
         """Take no more requests; what waits is still computed."""
-        self.batcher.close()
-        self.explainer.close()
+        with self.holding:
+            closed, self.closed = self.closed, True
+        if not closed:
+            self.batcher.close()
+            self.explainer.close()
+            self.metrics.end()
 
 
 def decode_predictions(spec: Spec, rows: np.ndarray, top: int) -> list[list[tuple[str, float]]]:

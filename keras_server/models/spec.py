@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -48,16 +48,6 @@ class Spec:
     reason: str = ""  # why it cannot, where kind is "none"
     batch: int | None = None  # rows that the model computes at once, where it takes no other number
     sizes: tuple[tuple[int, ...], ...] = ()  # shapes of a row, for each input, that it is known to compute
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Spec:
-        """Return the spec that asdict() and JSON made of one. Raises LookupError or TypeError."""
-        tensors = {
-            key: tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in values[key])
-            for key in ("inputs", "outputs")
-        }
-        lists = {"labels": tuple(values["labels"]), "sizes": tuple(map(tuple, values["sizes"]))}
-        return cls(**values | tensors | lists)
 
     @property
     def image(self) -> tuple[int, int, int, bool] | None:

@@ -583,6 +583,6 @@ def test_keys_are_asked_for(tabular: FlaskClient, setting: Callable[..., None]) 
 
 
 def test_rows_are_counted(tabular: FlaskClient) -> None:
-    before = telemetry.IMAGES._value.get()
+    before = telemetry.IMAGES.labels("tabular", "1")._value.get()
     infer(tabular, {"inputs": tabular_inputs()})
-    assert telemetry.IMAGES._value.get() == before + 2
+    assert telemetry.IMAGES.labels("tabular", "1")._value.get() == before + 2

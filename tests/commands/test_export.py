@@ -17,8 +17,12 @@ from packaging.requirements import Requirement
 
 import run_keras_server
 import run_keras_server as server
-from keras_server.models.export import FORMAT
+from keras_server.commands.export import NotExportable, exported
+from keras_server.models import opening, source
+from keras_server.models.errors import DownloadError
+from keras_server.models.export import FORMAT, read_export, write_about
 from keras_server.models.tracing import import_keras
+from keras_server.settings import Settings
 
 SERVICE = str(ROOT / "run_keras_server.py")
 
@@ -102,6 +106,69 @@ def test_settings_beside_the_model_are_baked_in(two_heads: Path, tmp_path: Path)
     assert answers(load("--model", tmp_path / "out")) == expected
     about = json.loads((tmp_path / "out" / "about.json").read_text())["about"]
     assert about["settings"] == {"output": "animal", "crop": "none"}
+
+
+# For several servers, which share one
+
+
+def test_servers_that_share_an_export_answer_as_the_model_with_its_options(two_heads: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\nhorse\n")
+    options = ["--labels", tmp_path / "labels.txt", "--preprocess", "tf", "--output", "animal", "--top", "2"]
+    expected = answers(load("--model", two_heads, *options))
+    shared = exported(server.settings, tmp_path / "out")
+    (tmp_path / "labels.txt").unlink()
+    assert shared == replace(server.settings, model=str(tmp_path / "out"), labels="", preprocess="auto")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in shared.environment().items():
+            patch.setenv(variable, value)
+        assert answers(load()) == expected
+    assert len(expected["predictions"]) == 2
+
+
+def test_layers_of_ones_own_stay_with_the_conversion(tmp_path: Path) -> None:
+    """Whoever serves the export needs neither the file of Python nor the rights that the model needed."""
+    program = tmp_path / "own.py"
+    program.write_text("print('imported')")
+    settings = Settings(model=str(ROOT / "tests/data/models/silu.keras"), import_=(str(program),), unsafe_model=True)
+    shared = exported(settings, tmp_path / "out")
+    assert (shared.import_, shared.unsafe_model, shared.model) == ((), False, str(tmp_path / "out"))
+
+
+def test_without_weights_and_internet_the_bundled_model_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is so for good: no server finds out by itself, or one might serve another model than its neighbours."""
+
+    def nowhere(name: str) -> None:
+        raise DownloadError(name, "no internet")
+
+    monkeypatch.setattr(opening, "check_download", nowhere)
+    monkeypatch.setattr(source, "cached_weights", lambda name: [])
+    shared = exported(Settings(cache_dir=str(tmp_path / "cache")), tmp_path / "out")
+    assert answers(load("--model", shared.model))["model"] == "efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"model": "tests/data/models/text.keras"}, {"model": "tests/data/models/silu.keras", "engine": "keras"}],
+    ids=["OpenVINO cannot", "OpenVINO is not to"],
+)
+def test_where_keras_computes_each_server_loads_the_model(values: dict[str, str], tmp_path: Path) -> None:
+    settings = Settings(**values)  # type: ignore[arg-type]
+    assert exported(settings, tmp_path / "out") is settings
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_openvino_is_to_compute_and_cannot_is_refused_before_any_server_starts(tmp_path: Path) -> None:
+    with pytest.raises(NotExportable, match="text cannot be exported, since OpenVINO cannot run it"):
+        exported(Settings(model="tests/data/models/text.keras", engine="openvino"), tmp_path / "out")
+
+
+def test_an_export_and_what_openvino_reads_are_shared_as_they_are(bundled: Path, tmp_path: Path) -> None:
+    for model in (bundled, bundled / "model.xml"):
+        settings = Settings(model=str(model))
+        assert exported(settings, tmp_path / "out") is settings
+    assert not (tmp_path / "out").exists()
 
 
 # Without TensorFlow
@@ -221,6 +288,24 @@ def test_what_openvino_cannot_run_is_not_exported(tmp_path: Path, capsys: Any) -
 def test_a_damaged_export_is_refused(damage: Any, words: str, bundled: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled, tmp_path / "out")
     damage(tmp_path / "out")
+    with pytest.raises(Exception, match="Export the model anew: keras-server export MODEL") as error:
+        load("--model", tmp_path / "out")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("spec", {}, "is not a whole export (it says nothing of activation, batch, engine, "),
+        ("settings", ["top"], "Expected `object`, got `array` - at `$.settings`"),
+        ("explained", 1, "is not a whole export (it has 1 outputs)."),
+        ("flaw", 7, "Expected `str`, got `int` - at `$.flaw`"),
+    ],
+)
+def test_an_edited_export_is_refused(key: str, value: Any, words: str, bundled: Path, tmp_path: Path) -> None:
+    """With checksums that fit, as a careful editor makes them."""
+    shutil.copytree(bundled, tmp_path / "out")
+    write_about(tmp_path / "out", read_export(bundled) | {key: value})
     with pytest.raises(Exception, match="Export the model anew: keras-server export MODEL") as error:
         load("--model", tmp_path / "out")
     assert words in str(error.value)

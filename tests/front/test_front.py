@@ -18,7 +18,6 @@ import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, has_ipv6, post, request, wait_until
 
 import run_keras_server as server
-from keras_server.front.connection import owner_of
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -350,57 +349,6 @@ def test_a_body_slower_than_the_least_rate_is_cut_and_a_faster_one_is_read() -> 
         assert answer.status == 200
 
 
-def test_an_address_has_so_many_connections_and_this_machine_as_many_as_it_likes() -> None:
-    with FakeServer("--connections-per-address", "1") as fake:
-        raws = [fake.raw() for _ in range(5)]
-        for raw in raws:
-            assert raw.send(request()).answer()
-            raw.close()
-
-
-@pytest.mark.parametrize(
-    ("address", "owner"),
-    [
-        ("127.0.0.1", ""),
-        ("::1", ""),
-        ("::ffff:127.0.0.1", ""),
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_who_an_address_belongs_to(address: str, owner: str) -> None:
-    assert owner_of(address) == owner
-
-
-def test_an_address_with_too_many_connections_is_told_so() -> None:
-    (own,) = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), 0, socket.AF_INET)} or {""}
-    if own.startswith("127."):
-        pytest.skip("This machine has no other address than its own.")
-    with FakeServer("--host", "0.0.0.0", "--connections-per-address", "3") as fake:
-        head = PREDICT + b"Content-Length: %d\r\n\r\n" % len(PIXEL)
-        raws = [Raw(fake.port, address=own).send(head) for _ in range(3)]
-        fake.wait(connections=3)
-        wait_until(lambda: fake.tell()["bodies"] == 3)
-        with Raw(fake.port, address=own) as fourth:
-            answer = fourth.answer()
-            assert answer
-            assert answer.status == 429
-            assert answer.json["error"].startswith("This address has 3 connections")
-            assert fourth.ended()
-        assert fake.ask(request()).status == 200  # others
-        answer = raws[0].send(PIXEL).answer()  # and now waits for a next request, and gives way
-        assert answer
-        assert answer.status == 200
-        with Raw(fake.port, address=own) as fourth:
-            assert fourth.send(request()).answer()
-            assert raws[0].ended()
-        for raw in raws:
-            raw.close()
-        fake.wait(connections=0)
-
-
 def test_silent_connections_are_closed() -> None:
     with FakeServer("--keep-alive", "0.5", **SHORT) as fake, fake.raw() as new, fake.raw() as kept:
         assert kept.send(request()).answer()
@@ -469,6 +417,26 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
         assert "Traceback" not in fake.log
 
 
+def test_where_there_is_no_room_a_slow_body_gives_way() -> None:
+    """Soon, and not when it is late; what came faster is read to its end."""
+    with FakeServer("--timeout", "200", files=200, STALL_SECONDS=200) as fake, fake.raw() as faster:
+        faster.send(PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000) + PIXEL + bytes(49_000))
+        fake.wait(bodies=1)
+        slow = [fake.raw().send(PREDICT + b"Content-Length: 1000\r\n\r\n") for _ in range(150)]
+        for _ in range(10):
+            assert fake.ask(request()).status == 200
+        answer = slow[0].answer()
+        assert answer
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+        answer = faster.send(bytes(1000)).answer()
+        assert answer
+        assert answer.status == 200
+        for raw in slow:
+            raw.close()
+        assert "Traceback" not in fake.log
+
+
 def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way() -> None:
     with FakeServer("--memory", "1", SILENT_SECONDS=0.2) as fake:  # bodies have a quarter of 256 MiB at least
         hogs = []
@@ -521,7 +489,7 @@ def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves
 # Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains(number: int) -> None:
     with FakeServer("--drain-seconds", "1", "--queue-size", "8") as fake:
         idle = fake.raw()
@@ -551,16 +519,6 @@ def test_a_signal_drains(number: int) -> None:
             raw.close()
         assert fake.end() == 0
         assert "Traceback" not in fake.log
-
-
-def test_a_second_signal_ends_at_once() -> None:
-    with FakeServer("--drain-seconds", "3600") as fake:
-        raws = fake.occupy(1)
-        fake.signal()
-        wait_until(lambda: "Stopping" in fake.log)
-        fake.signal()
-        assert fake.end() == 1
-        raws[0].close()
 
 
 def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:

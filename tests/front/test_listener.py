@@ -240,3 +240,21 @@ def test_both_share_the_room_for_connections() -> None:
             with Raw(fake.port, address=address) as raw:
                 assert raw.send(request()).answer()
         assert "Traceback" not in fake.log
+
+
+@pytest.mark.parametrize(("files", "room"), [(64, 32), (300, 172)])
+def test_few_open_files_are_warned_of_and_half_of_them_are_connections(files: int, room: int) -> None:
+    with FakeServer(files=files) as fake:
+        (line,) = [line for line in fake.log.splitlines() if "WARNING" in line]
+        assert line.endswith(f"There is room for {room} connections only: allow more open files (ulimit -n 4096).")
+        silent = [fake.raw() for _ in range(room - 1)]  # one place is kept free
+        assert all(raw.send(request()).answer() for raw in silent)
+        assert fake.ask(request()).status == 200  # for which the one that is silent for longest gives way
+        assert silent[0].ended()
+        for raw in silent:
+            raw.close()
+
+
+def test_many_open_files_are_not_warned_of() -> None:
+    with FakeServer(files=400) as fake:
+        assert "open files" not in fake.log

@@ -25,6 +25,7 @@ precision = "bfloat16"
 background = "#102030"
 crop = "centre"
 interpolation = "lanczos"
+threads = 3
 """
 
 
@@ -52,10 +53,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_each_setting_of_a_model_is_read() -> None:
-    text = "\n".join(line for line in FULL.splitlines() if line.partition(" ")[0] in ROWS)
-    Path("my.toml").write_text(text)
+    Path("my.toml").write_text(FULL)
     found = read("--model", "my.keras")
-    expected = dict(re.findall('(.*) = "(.*)"', text)) | {"labels": "names/pets.txt"}
+    expected: dict[str, Any] = dict(re.findall('(.*) = "(.*)"', FULL)) | {"engine_threads": 3}
     assert {name: getattr(found, name) for name in ROWS} == expected
     assert found == Settings(model="my.keras", **expected)
     assert read() == Settings()
@@ -144,6 +144,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "a switch": ("preprocess = true", "my.toml: preprocess has to be a text in quotes, and True is none"),
     "a bad value": ('activation = "soft"', "my.toml: activation: 'soft' is none of auto, none, softmax, sigmoid"),
     "a bad colour": ('background = "blu"', "my.toml: background: 'blu' is no colour"),
+    "a number in quotes": ('threads = "2"', "my.toml: threads has to be a whole number, and '2' is none"),
+    "a bad number": ("threads = 2000", "my.toml: engine_threads: '2000' is not a whole number from 0 to 1024"),
+    "labels of versions": ("version_labels = 3", "my.toml: version_labels has to be a table of names and versions"),
+    "a version that is none": ('[version_labels]\nstable = "3"', "version_labels has to be a table of names and vers"),
     "no quotes": ("preprocess = tf", "my.toml is no TOML (Invalid value (at line 1, column 14)): write preprocess ="),
     "twice": ('output = "a"\noutput = "b"', "my.toml is no TOML (Cannot overwrite a value"),
     "YAML": ("preprocess: tf", "my.toml is no TOML (Expected '=' after a key"),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from keras_server.models import opening
+from keras_server.models import child, opening
 from keras_server.models.child import Crashed, convert_in_child
 from keras_server.models.convert import Job
 from keras_server.models.engines import OpenVINOEngine
@@ -144,6 +145,13 @@ def test_however_it_ends_there_is_a_sentence(
         convert_in_child("own", job(DATA / "silu.keras", program))
     assert "\n" not in str(raised.value)
     assert ("NOISE" in capfd.readouterr().err) == ("NOISE" in program)
+
+
+def test_one_that_does_not_end_is_ended(job: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "LONGEST", 5.0)
+    with pytest.raises(StartupError, match=r"own cannot be served: .* was still \w+.* after 5 seconds"):
+        convert_in_child("own", job(DATA / "silu.keras", "while True: pass"))
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
 def test_a_conversion_that_crashes_leaves_the_model_to_keras(

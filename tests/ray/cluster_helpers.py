@@ -1,7 +1,7 @@
 """What tests on Ray share: a path to the service for every process of a cluster, and pictures.
 
 Each of these tests imports this module before Ray, since it skips them where Ray is not installed. It is no conftest.py
-because two of that name would be one module.
+because two of that name would be one module, and that of the other tests needs what is not installed beside Ray.
 """
 
 import contextlib
@@ -24,11 +24,12 @@ except metadata.PackageNotFoundError:
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = (ROOT / "dog.jpg").read_bytes()
 LARGE = PHOTO + bytes(2**20)  # the same picture as a file of 1.3 MiB
+EXPORT = ROOT / "build" / "bundled"  # which make test-ray has written
 
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or it would leave a token in the home folder
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
-os.environ["KERAS_SERVER_MODEL"] = "bundled"
+os.environ["KERAS_SERVER_MODEL"] = str(EXPORT)
 
 with warnings.catch_warnings():  # of Ray's own use of pydantic and others
     warnings.simplefilter("ignore")
@@ -51,6 +52,14 @@ def processes(name: str) -> set[int]:
             if path.read_text().strip() == name:
                 found.add(int(path.parent.name))
     return found
+
+
+def lives(pid: int) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def predict(port: int, data: bytes = PHOTO, timeout: float = 60) -> tuple[int, Any, dict[str, str]]:

@@ -1,4 +1,6 @@
-"""Several nodes on this machine: killed nodes, dead models, overload. No answer may ever be wrong.
+"""Several nodes on this machine: killed nodes and replicas, dead models, overload. No answer may ever be wrong.
+
+One cluster and one deployment serve all of these tests, in turn: each leaves two replicas, but for the last.
 
 RAY_SERVE_ENABLE_HA_PROXY=0 has them pass Ray's Python proxy instead of HAProxy.
 """
@@ -7,6 +9,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -17,19 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import cluster_helpers  # noqa: F401 - before Ray
-import fragile
 import pytest
 import ray
-from cluster_helpers import HAPROXY, LARGE, PHOTO, free_port, predict
+import watched
+from cluster_helpers import HAPROXY, LARGE, PHOTO, ROOT, free_port, lives, predict
 from ray import serve
 from ray.cluster_utils import Cluster
-
-from keras_server.ray_app import deployment
 
 pytestmark = pytest.mark.ray
 CLIENTS = 6
 PATIENCE = 180  # seconds for what a busy machine takes its time with
-OPTIONS: dict[str, Any] = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 1}, "graceful_shutdown_timeout_s": 5}
+PLACES = 8  # that a replica has for requests that it works on, and as many for requests that wait
 
 
 class Load:
@@ -88,7 +90,16 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the replicas say who they are (see watched.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("replicas")
+        patch.setenv(watched.FOLDER, str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
     """A head that computes nothing but has the proxy, and two nodes with a CPU each."""
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
@@ -101,60 +112,60 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def port(cluster: Cluster) -> int:
-    """The port of the cluster's proxy."""
+def port(cluster: Cluster, folder: Path) -> int:
+    """The port of the cluster's proxy, with two replicas behind it."""
     number = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": number})
+    actor = {"num_cpus": 1}
+    places = {"max_ongoing_requests": PLACES, "max_queued_requests": PLACES}
+    serve.run(watched.watched.options(num_replicas=2, ray_actor_options=actor, **places).bind())
+    wait_for_two(folder)
     return number
 
 
-def replicas(key: str = "node_id") -> dict[str, Any]:
-    """Return the running replicas and their nodes, or what else Ray knows of them."""
-    applications = serve.status().applications
-    client: Any = serve.context._get_global_client()
-    details: Any = ray.get(client._controller.get_serve_instance_details.remote())
-    if not applications:
-        return {}
-    deployments = details["applications"]["default"]["deployments"]
-    rows = [row for found in deployments.values() for row in found["replicas"]]
-    return {row["replica_id"]: row[key] for row in rows if row["state"] == "RUNNING"}
+def replicas(folder: Path) -> dict[int, str]:
+    """Return the processes of the replicas that have loaded their model and live, and their nodes."""
+    return {
+        int(path.name): path.read_text()
+        for path in folder.glob("[0-9]*")
+        if path.name.isdigit() and lives(int(path.name))
+    }
 
 
-def wait_for_replicas(count: int, without: set[str] = frozenset()) -> float:  # type: ignore[assignment]
-    """Wait until so many replicas run, none of them of `without`; returns the seconds that it took."""
+def wait_for_two(folder: Path, without: int = 0) -> float:
+    """Wait until two replicas run, none of them in the process `without`; returns the seconds that it took."""
     started = time.monotonic()
-    while len(replicas()) < count or without & replicas().keys():
-        assert time.monotonic() < started + PATIENCE, replicas()
+    while True:
+        (deployment,) = serve.status().applications["default"].deployments.values()
+        found = replicas(folder)
+        if deployment.replica_states == {"RUNNING": 2} and len(found) == 2 and without not in found:
+            return time.monotonic() - started
+        assert time.monotonic() < started + PATIENCE, (deployment, found)
         time.sleep(0.1)
-    return time.monotonic() - started
 
 
 def note(name: str, text: str) -> None:
     """Print a figure, and keep it where the caller of the tests asks for it."""
     print(f"\n{name}: {text}")
-    if folder := os.environ.get("KERAS_TEST_FIGURES"):
-        Path(folder, f"{name}.txt").write_text(text + "\n")
+    if kept := os.environ.get("KERAS_TEST_FIGURES"):
+        Path(kept, f"{name}.txt").write_text(text + "\n")
 
 
-def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int) -> None:
-    serve.run(deployment.options(**OPTIONS).bind())
-    wait_for_replicas(2)
+def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int, folder: Path) -> None:
     workers = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
-    before = replicas()
+    (victim,) = (process for process, node in replicas(folder).items() if node == workers[0].node_id)
     with Load(port, clients=CLIENTS) as load:
         load.wait_for(30)
         killed = time.monotonic()
         cluster.remove_node(workers[0], allow_graceful=False)
         load.wait_for(30)
         after_kill = load.statuses(killed)
-        lost = {replica for replica, node in before.items() if node == workers[0].node_id}
         cluster.add_node(num_cpus=1)
-        wait_for_replicas(2, without=lost)
+        wait_for_two(folder, without=victim)
         recovered = time.monotonic() - killed
         load.wait_for(30)
     assert not load.wrong
     assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
-    assert len(lost) == 1
     times = [killed, *(at for at, status in sorted(load.answers) if at > killed and status == 200)]
     gap = max(later - sooner for sooner, later in itertools.pairwise(times))
     figures = f"longest time without a good answer {gap:.1f} s, all replicas back after {recovered:.1f} s"
@@ -164,59 +175,57 @@ def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int) -> N
     )
 
 
-def test_large_requests_go_on_while_a_replica_is_killed(cluster: Cluster, port: int) -> None:
-    serve.run(deployment.options(**OPTIONS).bind())
-    wait_for_replicas(2)
-    with Load(port, clients=CLIENTS, data=LARGE) as load:
+def test_large_requests_go_on_while_a_replica_is_killed(port: int, folder: Path) -> None:
+    """And the client that comes with the service copes: it asks again for what was lost."""
+    victim = min(replicas(folder))
+    command = [sys.executable, "simple_request.py", *["dog.jpg"] * 60, "--url", f"http://127.0.0.1:{port}"]
+    with (
+        Load(port, clients=CLIENTS, data=LARGE) as load,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as client,
+    ):
         load.wait_for(30)
         killed = time.monotonic()
-        victim, process = next(iter(replicas("pid").items()))
-        os.kill(process, signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
         load.wait_for(30)
-        wait_for_replicas(2, without={victim})
+        wait_for_two(folder, without=victim)
+        recovered = time.monotonic() - killed
+        load.wait_for(30)
+        shown, _ = client.communicate(timeout=PATIENCE)
+    assert client.returncode == 0
+    assert shown.count(b"1. German_shepherd: 0.96") == 60
     assert not load.wrong
     assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
-    note("large", f"answers after a replica was killed {dict(load.statuses(killed))}, lost {len(load.lost)}")
+    note("large", f"replaced after {recovered:.1f} s, answers {dict(load.statuses())}, lost {len(load.lost)}")
 
 
-def test_a_replica_whose_model_died_is_replaced(cluster: Cluster, port: int, tmp_path: Path) -> None:
-    poison = tmp_path / "poison"
-    environment = {"env_vars": {fragile.POISON: str(poison)}}
-    actor = {"num_cpus": 1, "runtime_env": environment}
-    serve.run(fragile.fragile.options(**OPTIONS | {"ray_actor_options": actor}).bind())
-    wait_for_replicas(2)
-    before = set(replicas())
+def test_a_replica_whose_model_died_is_replaced(port: int, folder: Path) -> None:
+    before = replicas(folder).keys()
     with Load(port, clients=CLIENTS) as load:
         load.wait_for(20)
-        poison.touch()
+        (folder / watched.POISON).touch()
         died = time.monotonic()
-        while len(before & replicas().keys()) == 2:
+        while len(left := before & replicas(folder).keys()) == 2:
             assert time.monotonic() < died + PATIENCE
             time.sleep(0.1)
-        wait_for_replicas(2)
+        (victim,) = before - left
+        wait_for_two(folder, without=victim)
         recovered = time.monotonic() - died
         load.wait_for(20)
     assert not load.wrong
     assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
-    assert not poison.exists()
-    assert len(before & replicas().keys()) == 1
+    assert not (folder / watched.POISON).exists()
     note("model", f"replaced after {recovered:.1f} s, answers {dict(load.statuses())}, lost {len(load.lost)}")
 
 
-def test_overload_is_answered_at_once(cluster: Cluster, port: int) -> None:
-    small = OPTIONS | {"num_replicas": 1, "max_ongoing_requests": 2, "max_queued_requests": 2}
-    serve.run(deployment.options(**small).bind())
-    wait_for_replicas(1)
-    with Load(port, clients=16) as load:
-        load.wait_for(20)
+def test_overload_is_answered_at_once(port: int) -> None:
+    with Load(port, clients=6 * PLACES) as load:  # of which two replicas take four times as many as they have places
+        load.wait_for(40)
     assert not load.wrong
     assert not load.lost
     assert set(load.statuses()) == {200, 503}
 
 
-def test_what_was_accepted_is_answered_when_the_app_is_taken_away(cluster: Cluster, port: int) -> None:
-    serve.run(deployment.options(**OPTIONS | {"num_replicas": 1, "graceful_shutdown_timeout_s": 35}).bind())
-    wait_for_replicas(1)
+def test_what_was_accepted_is_answered_when_the_app_is_taken_away(port: int) -> None:
     with Load(port, clients=4, text=404) as load:
         load.wait_for(10)
         serve.delete("default")

@@ -15,20 +15,22 @@ from typing import Any
 import cluster_helpers  # noqa: F401 - before Ray
 import pytest
 import ray
-from cluster_helpers import ROOT, free_port, predict, processes
+from cluster_helpers import EXPORT, ROOT, free_port, predict, processes
 
 pytestmark = pytest.mark.ray
+TESTS = ROOT / ".venv" / "bin" / "python"
 CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
-HEAD = "POST /predict HTTP/1.1\r\nHost: slow\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+HEAD = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
 
 @pytest.fixture(scope="module", params=["1", "0"], ids=["HAProxy", "Python proxy"])
 def laptop(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port = free_port()
     before = processes("haproxy")
-    command = [sys.executable, "-m", "keras_server.ray_app", "--model", "bundled", "--port", str(port)]
+    command = [sys.executable, "-m", "keras_server.ray_app", "--model", str(EXPORT), "--port", str(port)]
+    command += ["--top", "5"]  # which is the default, and wins over the variable below
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param}
+    environment = os.environ | {"RAY_SERVE_ENABLE_HA_PROXY": request.param, "KERAS_SERVER_TOP": "3"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout
         lines: list[str] = []
@@ -52,7 +54,7 @@ def laptop(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
 
 
 def test_the_contract(laptop: tuple[subprocess.Popen[str], int]) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_contract.py", "--base-url"]
+    command = [TESTS, "-m", "pytest", "-q", "tests/test_contract.py", "--base-url"]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{laptop[1]}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -65,7 +67,6 @@ def test_the_client(laptop: tuple[subprocess.Popen[str], int]) -> None:
     assert done.stdout.startswith("1. German_shepherd: 0.96")
 
 
-@pytest.mark.skipif(not CLIENTS.exists(), reason="make test sets up the clients in .venv-clients")
 def test_clients_that_nobody_here_wrote(laptop: tuple[subprocess.Popen[str], int]) -> None:
     command = [CLIENTS, "tests/real_clients.py", f"http://127.0.0.1:{laptop[1]}", "efficientnet_lite0", "dog.jpg"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -109,3 +110,22 @@ def test_it_ends_within_its_patience_and_answers_what_it_accepted(laptop: tuple[
     assert process.wait(60) == 0
     assert set(answers) <= {200, 503}
     assert 200 in answers
+
+
+@pytest.mark.parametrize("engine", ["auto", "keras"])
+def test_what_needs_keras_is_refused_in_a_sentence_where_there_is_none(engine: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "keras_server.ray_app",
+        "--model",
+        "bundled",
+        "--engine",
+        engine,
+        "--cache-dir",
+        "",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: keras and tensorflow must be installed to convert a model (pip install -r ")
+    assert done.stderr.count("\n") == 1

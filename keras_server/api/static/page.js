@@ -281,6 +281,7 @@ const clicks = {
   leave: () => $("door").close(""),
 };
 
+$("model")?.addEventListener("change", ({ target }) => (location.search = new URLSearchParams({ model: target.value })));
 if (document.body.dataset.width && $("ask").querySelector("#choose")) {
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", () => act());
   for (const id of ["files", "folder", "shot"])

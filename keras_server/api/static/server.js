@@ -9,7 +9,9 @@ const MOST = Number(document.body.dataset.limit);
 
 export const LIMIT = MOST * 2 ** 20; // bytes
 export const TOO_LARGE = `The request is larger than the ${MOST} MiB that this server takes: send a smaller picture.`;
-export const address = (path) => new URL(path, location.href).href;
+const { model } = document.body.dataset; // where the server has several
+const folder = model === undefined ? "" : `models/${encodeURIComponent(model)}/`;
+export const address = (path) => new URL(folder + path, location.href).href;
 
 /** A sentence for the person; `again` where another try may help. */
 export class Trouble extends Error {

@@ -1,0 +1,391 @@
+"""What changes in a folder of models takes over while requests go on: none is lost, none is mixed, nothing is left."""
+
+import gc
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import wait_until
+from multiplying import product, times
+from test_repository import factor, house, look_twice, serve
+
+from keras_server import telemetry
+from keras_server.models import repository as repositories
+from keras_server.models.batcher import ModelDied
+from keras_server.models.errors import StartupError
+from keras_server.models.export import Cache, keep
+from keras_server.models.registry import NotServed, UnknownModel
+from keras_server.models.repository import Repository
+from keras_server.models.served import Served
+
+__all__ = ["house", "serve"]  # fixtures
+Serve = Callable[..., Repository]
+
+
+def loads(name: str, outcome: str) -> float:
+    return (
+        telemetry.METRICS.get_sample_value("keras_server_model_loads_total", {"model": name, "outcome": outcome}) or 0
+    )
+
+
+def test_a_new_version_takes_over_and_an_old_one_ends(serve: Serve) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    old = served.take("cats")
+    times(Path("m/cats/2/model.xml"), 2)
+    served.look()
+    assert factor(served, "cats") == 1  # it may still be being written
+    served.look()
+    assert factor(served, "cats") == 2
+    assert [each.version_name for each in served.versions("cats")] == ["2"]
+    assert float(old.compute([np.ones((1, 3), np.float32)])[0][0, 0]) == 1, "the request that has it ends on it"
+    assert not old.closed
+    old.let_go()
+    assert old.closed
+    shutil.rmtree("m/cats/2")
+    look_twice(served)
+    assert factor(served, "cats") == 1, "gone, so that the one before is served again"
+
+
+def test_a_changed_file_takes_over_and_a_removed_one_ends(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 5)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats.xml"), 2)
+    times(Path("m/new.xml"), 3)
+    look_twice(served)
+    assert [factor(served, name) for name in ("cats", "dogs", "new")] == [2, 5, 3]
+    assert served.find("cats").title == {"model": "cats"}
+    for ending in ("xml", "bin"):
+        Path(f"m/dogs.{ending}").unlink()
+    look_twice(served)
+    with pytest.raises(UnknownModel, match="this server has"):
+        served.find("dogs")
+    assert served.names() == ("cats", "new")
+
+
+def test_nothing_is_loaded_twice(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    Path("m/cats/2").write_text("text")
+    served = serve("--model-dir", "m")
+    monkeypatch.setattr(repositories, "serve_source", lambda *_: pytest.fail("it was loaded anew"))
+    for _ in range(3):
+        served.look()
+    os.utime("m/cats/1", (1, 1))
+    look_twice(served)
+    assert factor(served, "cats") == 1
+
+
+def test_a_broken_one_is_refused_once_and_the_old_one_stays(serve: Serve, caplog: Any) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    before = loads("cats", "refused"), loads("cats", "loaded")
+    Path("m/cats/2").mkdir()
+    Path("m/cats/2/model.keras").write_bytes(b"PK\x03\x04 cut off")
+    for _ in range(4):
+        served.look()
+    assert factor(served, "cats") == 1
+    assert (loads("cats", "refused"), loads("cats", "loaded")) == (before[0] + 1, before[1])
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith("version 2 of cats is not served: m/cats/2/model.keras is not a Keras model, but cut off")
+    assert served.problem(30) == ""
+    shutil.rmtree("m/cats/2")
+    times(Path("m/cats/2/model.xml"), 2)
+    look_twice(served)
+    assert factor(served, "cats") == 2
+
+
+def test_a_broken_new_model_leaves_the_server_ready(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    Path("m/dogs.keras").write_text("text")
+    look_twice(served)
+    assert served.problem(30) == ""
+    with pytest.raises(UnknownModel):
+        served.find("dogs")
+    rows = {(row["name"], row["state"]): row["reason"] for row in served.index()}
+    assert rows["cats", "READY"] == ""
+    assert "dogs.keras is not a Keras model" in rows["dogs", "UNAVAILABLE"]
+
+
+def test_what_is_still_being_written_is_left_alone(serve: Serve, caplog: Any) -> None:
+    """A file that grows from look to look, and is whole at last."""
+    whole = times(Path("whole.xml"), 2).with_suffix(".bin").read_bytes()
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    before = loads("cats", "refused"), loads("cats", "loaded")
+    shutil.copy("whole.xml", "m/cats.xml")
+    for size in range(1, len(whole) + 1, 3):
+        Path("m/cats.bin").write_bytes(whole[:size])
+        served.look()
+        assert served.unsettled
+        assert factor(served, "cats") == 1
+    Path("m/cats.bin").write_bytes(whole)
+    look_twice(served)
+    assert factor(served, "cats") == 2
+    assert not served.unsettled
+    assert (loads("cats", "refused"), loads("cats", "loaded")) == (before[0], before[1] + 1)
+
+
+def test_what_changes_while_it_is_loaded_is_not_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    real = repositories.serve_source
+
+    def slowly(*arguments: Any) -> Served:
+        made = real(*arguments)
+        times(Path("m/cats.xml"), 3)
+        monkeypatch.setattr(repositories, "serve_source", real)
+        return made
+
+    monkeypatch.setattr(repositories, "serve_source", slowly)
+    times(Path("m/cats.xml"), 2)
+    look_twice(served)
+    assert factor(served, "cats") == 1
+    look_twice(served)
+    assert factor(served, "cats") == 3
+
+
+def test_the_settings_beside_it_are_followed_too(serve: Serve) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    times(Path("m/cats/2/model.xml"), 2)
+    served = serve("--model-dir", "m", "--versions", "2")
+    first = served.find("cats", "1")
+    Path("m/cats.toml").write_text("[version_labels]\nstable = 1")
+    served.look()
+    assert factor(served, "cats", None, "stable") == 1
+    assert served.find("cats", "1") is first, "a label moves, and nothing is loaded anew"
+    Path("m/cats.toml").write_text('crop = "centre"\n[version_labels]\nstable = 2')
+    look_twice(served)
+    assert factor(served, "cats", None, "stable") == 2
+    settings = served.find("cats").settings
+    assert settings
+    assert settings.crop == "centre"
+    Path("m/cats.toml").write_text("crop = ")
+    look_twice(served)
+    assert factor(served, "cats") == 2
+
+
+def test_what_model_names_is_served_until_something_takes_its_place(serve: Serve) -> None:
+    times(Path("cats.xml"), 1)
+    served = serve("--model", "cats.xml", "--watch", "1000")
+    Path("cats.xml").unlink()
+    look_twice(served)
+    assert factor(served, "cats") == 1
+    times(Path("cats.xml"), 2)
+    look_twice(served)
+    assert factor(served, "cats") == 2
+
+
+def test_the_thread_looks_by_itself(serve: Serve) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m", "--watch", "0.05")
+    times(Path("m/cats/2/model.xml"), 2)
+    wait_until(lambda: factor(served, "cats") == 2)
+
+
+def test_a_signal_has_it_look_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repositories, "SETTLED_SECONDS", 0.05)
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats/2/model.xml"), 2)
+    time.sleep(0.3)
+    assert factor(served, "cats") == 1
+    served.look_soon()
+    wait_until(lambda: factor(served, "cats") == 2)
+
+
+def test_a_folder_that_is_away_for_a_moment(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    Path("m").rename("away")
+    look_twice(served)
+    assert factor(served, "cats") == 1
+    Path("away").rename("m")
+    look_twice(served)
+    assert factor(served, "cats") == 1
+
+
+def test_loading_and_unloading_by_request(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    times(Path("other.xml"), 3)
+    served = serve("--model-dir", "m", "--model", "other.xml")
+    served.unload("cats")
+    look_twice(served)
+    with pytest.raises(UnknownModel):
+        served.find("cats")
+    assert {"name": "cats", "state": "UNAVAILABLE", "reason": "unloaded"} in served.index()
+    served.load("cats")
+    assert factor(served, "cats") == 1
+    assert {"name": "cats", "version": "1", "state": "READY", "reason": ""} in served.index()
+    times(Path("m/cats.xml"), 4)
+    served.load("cats")
+    assert factor(served, "cats") == 4
+    times(Path("m/new.xml"), 5)
+    served.load("new")
+    assert factor(served, "new") == 5
+    Path("m/cats.xml").write_text("text")
+    with pytest.raises(StartupError, match="but a text file"):
+        served.load("cats")
+    assert factor(served, "cats") == 4, "the old one stays"
+    for name in ("other", "hats", "..", "../other", "m", ""):
+        for act in (served.load, served.unload):
+            with pytest.raises(UnknownModel, match="in the folder of --model-dir: it has cats, dogs, new"):
+                act(name)
+
+
+class Ends:
+    """Ends its thread at the first batch, as no model should."""
+
+    lanes = 1
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        raise SystemExit
+
+
+def kill(served: Served) -> None:
+    """End the thread of a model."""
+    served.batcher.run = Ends()
+    with pytest.raises(ModelDied):
+        served.compute([np.ones((1, 3), np.float32)])
+
+
+@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_whose_thread_ends_is_loaded_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    ended: list[bool] = []
+    served.on_death(lambda: ended.append(True))
+    with served.loading:  # so that it is seen in between
+        kill(served.find("cats"))
+        wait_until(lambda: served.problem(30))
+        assert served.problem(30) == "cats: Its thread has ended: it is being loaded again."
+        with pytest.raises(NotServed, match="cats is not served: Its thread has ended"):
+            served.find("cats")
+        assert factor(served, "dogs") == 2
+        assert factor(served) == 2
+    wait_until(lambda: not served.problem(30))
+    assert factor(served, "cats") == 1
+    assert served.names() == ("cats", "dogs")
+    Path("m/cats.xml").write_text("text")
+    kill(served.find("cats"))
+    wait_until(lambda: "text file" in served.problem(30))
+    assert not ended
+
+
+@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_only_one_ends_the_process(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    ended: list[bool] = []
+    served.on_death(lambda: ended.append(True))
+    kill(served.find("cats"))
+    wait_until(lambda: ended)
+    assert served.problem(30) == "The model's thread has ended."
+
+
+def test_no_request_is_lost_or_mixed_in_fifty_swaps_and_nothing_is_left(serve: Serve) -> None:
+    """Each answer is of the version that it names, in all of its rows; threads and files are as many as before."""
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    asking, answered = True, [0] * 8
+
+    def ask(client: int) -> None:
+        rows = np.ones((5, 3), np.float32)
+        while asking:
+            taken = served.take("cats")
+            try:
+                (y,) = taken.compute([rows])
+                assert y.shape == (5, 3)
+                assert (y == float(taken.version_name)).all()
+            finally:
+                taken.let_go()
+            answered[client] += 1
+
+    def figures() -> tuple[int, int]:
+        gc.collect()
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    gone: list[weakref.ref[Served]] = []
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(ask, number) for number in range(8)]
+        wait_until(lambda: all(answered))
+        before = figures()
+        for number in range(2, 52):
+            times(Path(f"m/cats/{number}/model.xml"), number)
+            gone.append(weakref.ref(served.find("cats")))
+            so_far = sum(answered)
+            look_twice(served)
+            assert served.find("cats").version_name == str(number)
+            shutil.rmtree(f"m/cats/{number - 1}")
+            wait_until(lambda so_far=so_far: sum(answered) > so_far + 8)  # type: ignore[misc]
+        wait_until(lambda: figures() == before)
+        asking = False
+        for client in clients:
+            client.result(30)
+    wait_until(lambda: not any(reference() for reference in gone))
+    series = telemetry.prometheus.generate_latest(telemetry.METRICS).decode()
+    assert {line for line in series.splitlines() if 'images_total{model="cats"' in line} == {
+        'keras_server_images_total{model="cats",version="51"} 0.0'
+    }
+
+
+def test_twenty_side_by_side(serve: Serve) -> None:
+    """Of 4 MB each."""
+    for number in range(20):
+        times(Path(f"m/model{number}.xml"), number, size=10**6)
+    served = serve("--model-dir", "m", "--engine-threads", "1")
+    assert len(served.names()) == 20
+    for number in range(20):
+        taken = served.take(f"model{number}")
+        (y,) = taken.compute([np.full((1, 10**6), 2, np.float32)])
+        assert (y == 2 * number).all()
+        taken.let_go()
+
+
+def test_the_cache_keeps_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long ago it was opened: its heat maps are read once somebody asks for them."""
+    monkeypatch.setattr(Cache, "ENTRIES", 1)
+
+    def write(name: str) -> Path:
+        Path(name).write_text(name)
+        kept = Cache("cache", name, [Path(name)])
+        assert kept.write({"model": product(2)}, {})
+        return kept.entry
+
+    first = write("first")
+    held = keep(first)
+    assert held
+    second, third = write("second"), write("third")
+    assert first.exists()
+    assert not second.exists()
+    assert third.exists()
+    held.close()
+    fourth = write("fourth")
+    assert {*Path("cache").iterdir()} == {fourth}
+
+
+def test_the_old_one_stays_while_its_successor_is_not_ready(serve: Serve) -> None:
+    """Whoever removes version 1 too early, or puts a broken one in its place, does not take the model away."""
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats/2/model.xml"), 2)
+    shutil.rmtree("m/cats/1")
+    served.look()
+    assert factor(served, "cats") == 1
+    served.look()
+    assert factor(served, "cats") == 2
+    shutil.rmtree("m/cats/2")
+    Path("m/cats/3").write_text("text")
+    look_twice(served)
+    assert factor(served, "cats") == 2
