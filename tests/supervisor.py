@@ -66,12 +66,17 @@ class Supervisor:
         file = self.listener.fileno()
         command = handing([file], self.command)
         process = subprocess.Popen(command, env=environment, pass_fds=[file], stdout=subprocess.DEVNULL)
-        assert self.told.recv(100) == b"READY=1"
+        try:
+            assert self.told.recv(100) == b"READY=1"
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return process
 
     def restart(self) -> int:
         """End the server, and start the next one once it has ended; returns the exit status of the former."""
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(60)
+        status = self.process.wait(240)
         self.process = self.start()
         return status

@@ -417,9 +417,10 @@ def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> Non
         assert "Traceback" not in fake.log
 
 
-def test_where_there_is_no_room_a_slow_body_gives_way() -> None:
+@pytest.mark.parametrize("constants", [{}, {"LAG_SECONDS": 0, "LOOK_SECONDS": 1000}])
+def test_where_there_is_no_room_a_slow_body_gives_way(constants: dict[str, float]) -> None:
     """Soon, and not when it is late; what came faster is read to its end."""
-    with FakeServer("--timeout", "200", files=200, STALL_SECONDS=200) as fake, fake.raw() as faster:
+    with FakeServer("--timeout", "200", files=200, STALL_SECONDS=200, **constants) as fake, fake.raw() as faster:
         faster.send(PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000) + PIXEL + bytes(49_000))
         fake.wait(bodies=1)
         slow = [fake.raw().send(PREDICT + b"Content-Length: 1000\r\n\r\n") for _ in range(150)]
@@ -435,6 +436,19 @@ def test_where_there_is_no_room_a_slow_body_gives_way() -> None:
         for raw in slow:
             raw.close()
         assert "Traceback" not in fake.log
+
+
+def test_where_there_is_no_room_bodies_that_come_well_are_read_to_their_end() -> None:
+    with FakeServer(files=64) as fake:  # which leaves 32 for connections
+        head = PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000)
+        raws = [fake.raw().send(head + PIXEL + bytes(49_000)) for _ in range(32)]
+        fake.wait(connections=32)
+        time.sleep(1)  # in which the clients are looked at
+        for raw in raws:
+            answer = raw.send(bytes(1000)).answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
 
 
 def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way() -> None:

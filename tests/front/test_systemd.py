@@ -190,7 +190,7 @@ def test_who_connects_while_a_server_stops_is_left_to_the_next_one(held: socket.
 
 def test_restarts_of_the_real_server_under_load_refuse_and_lose_nothing(cache: str) -> None:
     """Each client has a new connection for each request."""
-    options = ["--model", "bundled", "--cache-dir", cache, "--drain-seconds", "0", "--log-level", "warning"]
+    options = ["--model", "bundled", "--cache-dir", cache, "--drain-seconds", "0", "--timeout", "240"]
     photo, found, stopped = post(DOG.read_bytes()), Counter[object](), threading.Event()
     with Supervisor(sys.executable, str(ROOT / "run_keras_server.py"), *options) as systemd:
 
@@ -198,6 +198,7 @@ def test_restarts_of_the_real_server_under_load_refuse_and_lose_nothing(cache: s
             while not stopped.is_set():
                 try:
                     with Raw(systemd.port) as raw:
+                        raw.socket.settimeout(240)  # OpenVINO's threads give way to whatever else the machine does
                         found[status(raw.send(photo))] += 1
                 except OSError as error:
                     found[type(error)] += 1
@@ -208,10 +209,10 @@ def test_restarts_of_the_real_server_under_load_refuse_and_lose_nothing(cache: s
         try:
             for _ in range(2):
                 answered = found[200]
-                wait_until(lambda answered=answered: found[200] > answered + 8, 120)
+                wait_until(lambda answered=answered: found[200] > answered + 3, 240)
                 assert systemd.restart() == 0
             answered = found[200]
-            wait_until(lambda: found[200] > answered + 8, 120)
+            wait_until(lambda: found[200] > answered + 3, 240)
         finally:
             stopped.set()
             for thread in clients:

@@ -39,7 +39,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(server, "settings", server.settings)
     monkeypatch.setattr(server, "model", None)
-    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(server, "end_at_once", lambda: None)
     listeners: list[Any] = []  # which main() leaves to the end of the process
 
     def remembered(*address: Any) -> Any:
@@ -69,13 +69,13 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "load_described", asked)
 
 
-def last_words(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
+def last_words(capfd: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
     """Start with these arguments, and return the one line with which it ends."""
     try:
         ended = server.main(["--port", "0", *arguments])
     except SystemExit as stop:
         ended = int(str(stop.code))
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if " INFO " not in line]
     assert ended == status, err
     assert out.count("\n") <= 1
@@ -168,10 +168,10 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_models(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_models(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     content, words = FILES[name]
     Path(name).write_bytes(content)
-    sentence = last_words(capsys, "--model", name)
+    sentence = last_words(capfd, "--model", name)
     assert words in sentence
     assert name in sentence
 
@@ -191,13 +191,13 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
 
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folders_that_are_no_models(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_no_models(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     files, words = FOLDERS[name]
     Path(name).mkdir(parents=True)
     for file in files:
         Path(name, file).parent.mkdir(exist_ok=True)
         Path(name, file).write_bytes(b"x")
-    assert words in last_words(capsys, "--model", name)
+    assert words in last_words(capfd, "--model", name)
 
 
 MODEL = ("--model", str(DATA / "silu.keras"))
@@ -250,7 +250,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], int, str]] = {
 
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_that_are_wrong(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_are_wrong(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("file.txt").write_text("cat\n")
     Path("empty.txt").write_bytes(b"")
     Path("json.py").write_text("answer = 42")
@@ -261,17 +261,17 @@ def test_options_that_are_wrong(name: str, capsys: pytest.CaptureFixture[str]) -
     Path("saved/saved_model.pb").write_bytes(b"x")
     os.mkfifo("pipe")
     arguments, status, words = OPTIONS[name]
-    assert words in last_words(capsys, *arguments, status=status)
+    assert words in last_words(capfd, *arguments, status=status)
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         words = f"Cannot listen on 127.0.0.1 port {port} (Address already in use): choose another --port."
-        assert words in last_words(capsys, "--port", port, "--model", "bundled")
+        assert words in last_words(capfd, "--port", port, "--model", "bundled")
 
 
 @pytest.mark.usefixtures("no_child")
@@ -283,28 +283,28 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         ({"net.toml": "{"}, "net.toml is no TOML ("),
     ],
 )
-def test_what_stands_beside_it(files: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_stands_beside_it(files: dict[str, str], words: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("net.keras").write_bytes(KERAS)
     for name, content in files.items():
         Path(name).write_text(content)
-    assert words in last_words(capsys, "--model", "net.keras", status=2)
+    assert words in last_words(capfd, "--model", "net.keras", status=2)
 
 
 @pytest.mark.usefixtures("no_child")
-def test_files_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Even where the tests run as root, who may read all."""
 
     def forbidden(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "stat", forbidden)
-    assert "my.keras cannot be read (Permission denied)." in last_words(capsys, "--model", "my.keras")
+    assert "my.keras cannot be read (Permission denied)." in last_words(capfd, "--model", "my.keras")
 
 
 @pytest.mark.usefixtures("no_child")
-def test_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_environment(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("KERAS_SERVER_TOP", "five")
-    assert "KERAS_SERVER_TOP: 'five' is not a whole number" in last_words(capsys, status=2)
+    assert "KERAS_SERVER_TOP: 'five' is not a whole number" in last_words(capfd, status=2)
 
 
 SCALE = """
