@@ -4,10 +4,14 @@ import gzip
 import json
 import tracemalloc
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_models
 from flask.testing import FlaskClient
+
+from keras_server.api.parsing import read_small
+from keras_server.api.tensors import TensorError
 
 
 @pytest.fixture
@@ -124,3 +128,10 @@ def test_deep_nesting_of_images_is_answered(client: FlaskClient) -> None:
 
 def test_json_with_a_byte_order_mark_is_read(tabular: FlaskClient) -> None:
     assert tabular.post("/v1/models/tabular:predict", data=b"\xef\xbb\xbf" + ROW.encode() + b"}").status_code == 200
+
+
+def test_a_small_field_has_65536_bytes_and_no_more() -> None:
+    text = json.dumps("x" * 65_534).encode()  # with its two quotes
+    assert read_small(msgspec.Raw(text), None, "'id'") == "x" * 65_534
+    with pytest.raises(TensorError, match="'id' is longer than 65,536 bytes"):
+        read_small(msgspec.Raw(b" " + text), None, "'id'")
