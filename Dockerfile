@@ -16,7 +16,7 @@ RUN pip install --require-hashes -r requirements.lock \
     && pip --python /opt/venv/bin/python install --require-hashes -r requirements-serve.lock \
     && rm /opt/venv/lib/python3.12/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so \
     && rm /opt/venv/lib/python3.12/site-packages/openvino/libs/cache.json
-COPY run_keras_server.py simple_request.py LICENSE ./
+COPY run_keras_server.py simple_request.py LICENSE dog.jpg ./
 COPY keras_server keras_server
 # The bundled model is converted here, so that the container starts in a second and never needs to write.
 RUN CUDA_VISIBLE_DEVICES="" python run_keras_server.py export bundled /opt/model \
