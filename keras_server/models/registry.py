@@ -217,10 +217,11 @@ class Hook:
         with self.lock:
             if not self.adapted or self.adapted[0] is not model:
                 served = model if isinstance(model, Served) else adapt(model, self.settings())
-                if self.adapted and not isinstance(self.adapted[0], Served):
-                    self.adapted[1].close()
-                self.adapted = model, Registry()
+                before, self.adapted = self.adapted, (model, Registry())
                 self.adapted[1].put(served.spec.name, 1, served)
+                # What was adapted is closed, unless it stands in the model's place itself by now.
+                if before and not isinstance(before[0], Served) and served not in before[1].all():
+                    before[1].close()
             return self.adapted[1]
 
 
