@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bombs import NOISE, WORK, inserted, scans, segment, strips, webp
-from conftest import encode, serve_with
+from conftest import FakeModel, encode, serve_with
 from fakes import PIXEL, wait_until
 from flask.testing import FlaskClient
 from PIL import Image
@@ -21,6 +21,9 @@ from keras_server.api.budget import LIGHT_BYTES, MIB, Budget, Memory, Turns
 from keras_server.api.tensors import TensorError
 from keras_server.images import ImageError, Picture, open_image
 from keras_server.models.batcher import Overdue, QueueFull
+from keras_server.models.registry import PredictorEngine
+from keras_server.models.served import Served
+from keras_server.models.spec import Spec
 from keras_server.pictures import limits
 from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, Ticket
@@ -365,14 +368,16 @@ def test_a_container_s_memory_counts(files: dict[str, str], expected: int, monke
 def test_what_explains_is_no_small_request(ticket: Ticket) -> None:
     """Else each heat map would make the next one wait."""
     budget = Budget(800 * MIB, 2, 4, 60, 50)
-    with budget.map_turn():
+    served = Served(Spec(), PredictorEngine(FakeModel()))
+    with budget.map_turn(served):
         with budget.turn(Work(1, 100, 0)):  # among the large
             pass
         ticket.seconds = 0
         with budget.turn(Work(1, 0, 0)):
             pass
     assert budget.light.taken == 0
-    assert budget.maps.free[0] <= time.monotonic()
+    assert budget.maps[served].free[0] <= time.monotonic()
+    served.close()
     with budget.turn(Work(1, 0, 0)):
         pass
     assert budget.light.taken == 1

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from keras_server.explain.cam import Unexplainable, direction_of, heat_function
-from keras_server.machine import step_back
 from keras_server.models.describe import check_count, check_row_alone, describe
-from keras_server.models.engines import NICENESS, OpenVINOEngine, batched, openvino
+from keras_server.models.engines import OpenVINOEngine, batched, openvino
 from keras_server.models.errors import DownloadError, StartupError
 from keras_server.models.export import Cache, write_export
 from keras_server.models.meaning import ask_noise, choose_output
@@ -239,7 +238,6 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print is none of our messages
     log.handlers, log.propagate = [messages], False
     log.setLevel(logging.INFO)
-    step_back(NICENESS)  # a server that has asked for it may be answering others
     job = Job(**json.loads(sys.stdin.readline()))
     server = os.dup(0)
     with open(os.devnull) as nothing:

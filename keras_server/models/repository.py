@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from keras_server.machine import step_back
 from keras_server.models import registry
 from keras_server.models.beside import settings_for
+from keras_server.models.engines import NICENESS
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import Files, beside_of, state_of, versions_in
 from keras_server.models.leaving import Leaving
@@ -307,6 +309,7 @@ class Repository(Registry):
 
     def follow(self) -> None:
         """Carry out orders, and look at the folder from time to time, until the repository is closed."""
+        step_back(NICENESS)  # and with it the processes that convert: who answers goes first
         while True:
             watch = self.settings.watch or None
             soon = min(watch or SETTLED_SECONDS, SETTLED_SECONDS)
