@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gevent.signal_handler(which, front.stop_softly)
     front.start()
     url = url_of(listeners[0])
-    print(f" * Serving {served.spec.name} with {served.spec.engine} in {settings.precision} on {url}")
+    print(f" * Serving {served.spec.name} with {served.spec.engine} in {served.spec.precision} on {url}")
     print(f" * Try: curl -X POST -F image=@dog.jpg {url}/predict", flush=True)
     front.serve_forever()
     return front.status

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from PIL import ImageColor
@@ -14,7 +14,7 @@ from PIL import ImageColor
 T = TypeVar("T")
 
 
-def one_of(*words: str) -> Callable[[str], str]:
+def one_of(*words: str) -> Callable[[str], Any]:
     """Return a reader that takes one of `words` and nothing else."""
 
     def read(text: str) -> str:

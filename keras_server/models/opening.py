@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from keras_server.models.child import Crashed, convert_in_child
 from keras_server.models.convert import Converted, Job, Loaded, convert_source, load_described
 from keras_server.models.engines import Engine, KerasEngine, OpenVINOEngine, accelerated, batched, has_bfloat16
 from keras_server.models.errors import StartupError
-from keras_server.models.export import Cache, Export, ExportError
+from keras_server.models.export import Cache, Export, ExportError, write_export
 from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
+from keras_server.models.precision import QUANTIZED, check_rows, choose, with_precision
 from keras_server.models.reference import random_input
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
 from keras_server.models.tracing import check_keras, reason_of
-from keras_server.settings import Settings
+from keras_server.settings import Precision, Settings
 
 log = logging.getLogger("keras_server")
 
@@ -47,7 +48,7 @@ class Opened:
 class Lanes:
     """How OpenVINO is to compute."""
 
-    precision: str
+    precision: Precision
     threads: int
     max_batch: int
 
@@ -64,6 +65,9 @@ def open_model(source: Source, settings: Settings) -> Opened:
     """Return a model that has computed a row, and its final spec. Raises StartupError."""
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
+    if settings.calibrate and settings.precision not in QUANTIZED:
+        log.warning("--calibrate changes nothing without --precision int8 or auto.")
+    check_rows(source, settings)
     check_options(settings)
     try:
         opened = open_engine(source, settings)
@@ -73,7 +77,9 @@ def open_model(source: Source, settings: Settings) -> Opened:
     except Exception as error:
         log.debug("The model cannot be served", exc_info=True)
         raise StartupError(f"{source.name} cannot be served: {reason_of(error)}") from None
-    spec = replace(final_spec(opened.spec, settings), precision=settings.precision)
+    spec = final_spec(opened.spec, settings)
+    if spec.tested:
+        log.info("%s", spec.tested)
     if opened.explained not in (-1, spec.output):
         had, asked = (spec.outputs[number].name for number in (opened.explained, spec.output))
         flaw = f"This export of {spec.name} has heat maps of its output {had}, and {asked} is served."
@@ -89,7 +95,8 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         raise StartupError(f"--engine keras: {source.path} is no model of Keras, and OpenVINO alone reads it.")
     is_alien = source.is_export or source.is_foreign  # and Keras knows nothing of it
     on_openvino = is_alien or settings.engine == "openvino" or (settings.engine == "auto" and not accelerated())
-    lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
+    plain: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"  # of what was not quantized
+    lanes = Lanes(plain, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
     if source.is_architecture and not source.in_memory and not source.files:
         check_download(source.name)
@@ -97,6 +104,8 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         if source.in_memory:
             converted = convert_source(source, settings.output)
             loaded, why = converted.loaded, converted.why
+            if not why and settings.precision in QUANTIZED:
+                return open_written(converted.models, converted.about, settings, lanes)
             if not why:
                 return opened_with(lanes, converted.model, converted.heat, converted)
         else:
@@ -107,39 +116,59 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         if settings.engine == "openvino":
             raise StartupError(f"{words}: try --engine keras.")
         log.warning("%s: Keras itself runs it, more slowly.", words)
-    if settings.precision == "bfloat16":
-        raise StartupError("--precision bfloat16 needs the engine openvino.")
+    if settings.precision in ("bfloat16", "int8"):
+        raise StartupError(f"--precision {settings.precision} needs the engine openvino.")
     return open_with_keras(loaded or load_described(source), settings)
 
 
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
     """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
-    if source.is_export:
-        return opened_from(given_export(source), lanes), ""
     if source.is_foreign:
         model, spec = open_foreign(source.path or Path(), source.name)
         flaw = f"{source.name} is no model of Keras, so it cannot be explained."
+        if settings.precision in QUANTIZED:
+            about = {"spec": asdict(spec), "flaw": flaw, "explained": -1}
+            return open_written({"model": model}, about, settings, lanes), ""
+        spec = replace(spec, precision=lanes.precision)
         return Opened(lanes.open(model, spec.batch), spec, refuse(flaw)), ""
-    export = kept_export(source, settings)
+    export = given_export(source) if source.is_export else kept_export(source, settings)
     if export and export.why:
         return None, export.why
-    if export:
-        with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
-            return opened_from(export, lanes), ""
     with contextlib.ExitStack() as cleaning:
+        if export:
+            export = with_precision(export, settings, cleaning)
+            try:
+                return opened_while(export, settings, lanes, cleaning), ""
+            except Exception as error:
+                if source.is_export or isinstance(error, StartupError):
+                    raise
+        # Whatever is wrong with the copy, the original is still there.
         export = make_export(source, settings, cleaning, useless=bool(export))
         if export.why:
             return None, export.why
-        opened = opened_from(export, lanes)
-        weakref.finalize(opened.explain, cleaning.pop_all().close)  # heat maps are read from the export later
-    return opened, ""
+        return opened_while(with_precision(export, settings, cleaning), settings, lanes, cleaning), ""
+
+
+def open_written(models: dict[str, Any], about: dict[str, Any], settings: Settings, lanes: Lanes) -> Opened:
+    """Return a model that is in memory only, quantized. Raises StartupError."""
+    with contextlib.ExitStack() as cleaning:
+        folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="keras-server-")))
+        write_export(folder, models, about)
+        return opened_while(with_precision(Export.read(folder), settings, cleaning), settings, lanes, cleaning)
+
+
+def opened_while(export: Export, settings: Settings, lanes: Lanes, cleaning: contextlib.ExitStack) -> Opened:
+    """Open an export that goes with `cleaning`, once nobody can read heat maps from it. Raises as opened_from()."""
+    opened = opened_from(export, settings, lanes)
+    weakref.finalize(opened.explain, cleaning.pop_all().close)
+    return opened
 
 
 def export_of(source: Source, settings: Settings, cleaning: contextlib.ExitStack) -> Export:
     """Return the export that a source is, that the cache has, or that another process makes. Raises StartupError."""
-    if source.is_export:
-        return given_export(source)
-    return kept_export(source, settings) or make_export(source, settings, cleaning)
+    check_rows(source, settings)
+    export = given_export(source) if source.is_export else kept_export(source, settings)
+    return with_precision(export or make_export(source, settings, cleaning), settings, cleaning)
 
 
 def given_export(source: Source) -> Export:
@@ -187,16 +216,19 @@ def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitSta
     return export
 
 
-def opened_from(export: Export, lanes: Lanes) -> Opened:
-    """Open an export. Raises whatever OpenVINO does."""
-    return opened_with(lanes, export.folder / "model.xml", export.folder / "heat.xml", export)
+def opened_from(export: Export, settings: Settings, lanes: Lanes) -> Opened:
+    """Open an export. Raises StartupError, or whatever OpenVINO does."""
+    precision, tested = choose(export, settings)
+    model = export.folder / ("int8.xml" if precision == "int8" else "model.xml")
+    opened = opened_with(replace(lanes, precision=precision), model, export.folder / "heat.xml", export)
+    return replace(opened, spec=replace(opened.spec, tested=tested))
 
 
 def opened_with(lanes: Lanes, model: Any, heat: Any, about: Export | Converted) -> Opened:
     """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
     spec, output = about.spec, about.explained
     explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat, spec, output)
-    return Opened(lanes.open(model, spec.batch), spec, explain, output)
+    return Opened(lanes.open(model, spec.batch), replace(spec, precision=lanes.precision), explain, output)
 
 
 def refuse(flaw: str) -> Callable[[], Cam]:

@@ -25,6 +25,8 @@ precision = "bfloat16"
 background = "#102030"
 crop = "centre"
 interpolation = "lanczos"
+calibrate = "photos"
+min_agreement = 0.9
 """
 
 
@@ -55,7 +57,7 @@ def test_each_setting_of_a_model_is_read() -> None:
     text = "\n".join(line for line in FULL.splitlines() if line.partition(" ")[0] in ROWS)
     Path("my.toml").write_text(text)
     found = read("--model", "my.keras")
-    expected = dict(re.findall('(.*) = "(.*)"', text)) | {"labels": "names/pets.txt"}
+    expected = dict(re.findall('(.*) = "(.*)"', text)) | {"labels": "names/pets.txt", "min_agreement": 0.9}
     assert {name: getattr(found, name) for name in ROWS} == expected
     assert found == Settings(model="my.keras", **expected)
     assert read() == Settings()
@@ -94,6 +96,8 @@ def test_files_are_looked_for_from_its_folder() -> None:
     Path("deep/er/net.h5").write_bytes(b"\x89HDF")
     Path("deep/er/net.toml").write_text('labels = "../names.txt"')
     assert read("--model", "deep/er/net.h5").labels == "deep/er/../names.txt"
+    Path("deep/er/net.toml").write_text('calibrate = "../photos"')
+    assert read("--model", "deep/er/net.h5").calibrate == "deep/er/../photos"
     Path("deep/er/net.toml").write_text('labels = "/names.txt"')
     assert read("--model", "deep/er/net.h5").labels == "/names.txt"
     Path("deep/er/net.toml").write_text('labels = ""')
