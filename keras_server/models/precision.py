@@ -62,6 +62,8 @@ def choose(export: Export, settings: Settings) -> tuple[Precision, Tested | None
     tested = {each.precision: each for each in export.tested if each.agreement.keeps(settings.min_agreement)}
     if settings.precision == "auto":
         can = {"int8": sums_bytes, "bfloat16": has_bfloat16}
+        if export.declined:
+            log.info("%s", export.declined)
         return next(((name, each) for name, each in tested.items() if can[name]()), ("float32", None))
     if settings.precision != "int8":
         return settings.precision, tested.get(settings.precision)

@@ -232,11 +232,11 @@ class Trial:
             if agreement.keeps(self.least):
                 tested = self.tested("int8", engine, agreement, candidate.how, candidate.portable)
                 return candidate.model, tested
-            failed.append(f"{agreement} ({candidate.how})")
+            failed.append(f"it gives {agreement} ({candidate.how})")
             stage("quantizing it more accurately")
         raise NotKept(
             f"In int8 {self.spec.name} does not keep --min-agreement {self.least:g} (and {least_sure(self.least):g} of "
-            f"the rows that float32 is sure of). It gives {'; '.join(failed)}."
+            f"the rows that float32 is sure of): {'; '.join(failed)}."
         )
 
     def bfloat16(self) -> Tested:

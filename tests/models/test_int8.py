@@ -197,7 +197,7 @@ def test_a_way_that_fails_is_followed_by_the_next(photos: Path, monkeypatch: pyt
     monkeypatch.setattr(Quantizer, "candidates", lambda self: itertools.chain([broken], whole(self)))
     assert figures_of(opened("colours", photos)).how == "weights of 7 bits"
     monkeypatch.setattr(Quantizer, "candidates", lambda self: [broken])
-    with pytest.raises(StartupError, match=r"It gives it cannot be had \(no such layer\)"):
+    with pytest.raises(StartupError, match=r"sure of\): it cannot be had \(no such layer\)"):
         opened("colours", photos)
 
 
