@@ -73,7 +73,7 @@ test-ray: .venv-ray/done .venv/dev .venv-clients/done build/bundled
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev: requirements-dev.txt .venv/serve
+.venv/dev: requirements-dev.txt requirements-int8.txt .venv/serve
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -181,7 +181,7 @@ def serve(systemd: Systemd) -> int:
     front.start()
     url = url_of(listeners[0])
     say(
-        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {settings.precision} on {url}",
+        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {served.spec.precision} on {url}",
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,17 @@ def processors() -> int:
         quota, period = (Path("/sys/fs/cgroup") / group / "cpu.max").read_text().split()
         count = min(count, int(quota) // int(period))
     return max(1, count)
+
+
+def sums_bytes() -> bool:
+    """Return whether the processor has instructions that sum up products of bytes: VNNI or AMX, as Linux names them.
+
+    Elsewhere nobody says so, and int8 is taken only where it is asked for.
+    """
+    with contextlib.suppress(OSError):
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return bool(flags and {"avx512_vnni", "avx_vnni", "amx_int8"} & {*flags[1].split()})
+    return False
 
 
 def step_back(niceness: int) -> None:

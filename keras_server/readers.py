@@ -18,7 +18,7 @@ from keras_server.hosts import split
 T = TypeVar("T")
 
 
-def one_of(*words: str) -> Callable[[str], str]:
+def one_of(*words: str) -> Callable[[str], Any]:
     """Return a reader that takes one of `words` and nothing else."""
 
     def read(text: str) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -34,6 +34,7 @@ from keras_server.readers import (
 
 T = TypeVar("T")
 PREFIX = "KERAS_SERVER_"
+Precision = Literal["float32", "bfloat16", "int8"]  # what a model is computed in
 # What Kubernetes tells each container of a service that is called keras-server.
 KUBERNETES = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP)).*")
 
@@ -95,8 +96,14 @@ class Settings:
         metavar="NAME", of_model=True)
     engine: str = setting("auto", "auto, openvino or keras; auto is openvino on a CPU and keras on a GPU",
         one_of("auto", "openvino", "keras"))
-    precision: str = setting("float32", "float32, or bfloat16 where the processor has it (faster, less exact)",
-        one_of("float32", "bfloat16"), of_model=True)
+    precision: Precision | Literal["auto"] = setting("float32", "float32; bfloat16 where the processor has it; int8, "
+        "several times faster, with --calibrate; or auto, the fastest that keeps --min-agreement on this processor",
+        one_of("float32", "bfloat16", "int8", "auto"), of_model=True)
+    calibrate: str = setting("", "folder of pictures, or .npz or .jsonl file of rows, as those that will be sent: some "
+        "calibrate int8, others show whether its answers stay the same", metavar="PATH", of_model=True)
+    min_agreement: float = setting(0.95, "least share of those others whose first label int8 leaves as it is in "
+        "float32; of those that float32 is sure of (over 0.5) only a fifth as many may differ",
+        number(float, 0, 1), "SHARE", of_model=True)
     max_batch: int = setting(8, "most images that the model computes at once", COUNT, "N")
     decode_threads: int = setting(0, "most images that are decoded at once; 0: one a processor", THREADS, "N")
     engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N",

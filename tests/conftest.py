@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import run_keras_server as server
-from keras_server.models import convert, opening
+from keras_server.models import convert, opening, precision, quantize
 from keras_server.models.engines import Engine
 from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
@@ -93,6 +93,7 @@ def _conversion_in_this_process() -> Iterator[None]:
     """Convert models here, not in a child that would import TensorFlow each time; test_child.py has the child."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "convert_in_child", lambda name, job: convert.do(job, lambda words: None))
+        patch.setattr(precision, "quantize_in_child", lambda name, job: quantize.do(job, lambda words: None))
         yield
 
 

@@ -23,6 +23,8 @@ BAD = [
     ("--timeout", "0"),
     ("--engine", "cuda"),
     ("--precision", "float16"),
+    ("--min-agreement", "1.1"),
+    ("--min-agreement", "95%"),
     ("--max-batch", "0"),
     ("--max-upload-mb", "-3"),
     ("--log-format", "xml"),
@@ -110,6 +112,7 @@ def test_every_setting_can_stand_in_both(setting: Setting, monkeypatch: pytest.M
     text = {
         "engine": "keras",
         "precision": "bfloat16",
+        "min_agreement": "0.7",
         "activation": "softmax",
         "log_format": "json",
         "log_level": "debug",

@@ -47,6 +47,43 @@ def photos() -> Any:
     return k.Model(image, k.layers.Dense(3, activation="softmax")(k.layers.GlobalAveragePooling2D()(x)))
 
 
+def colours() -> Any:
+    """Colour pictures to which of three colours is the most in them: softmax(20 * means of the pixels in 0..1)."""
+    k = keras()
+    x = picture = k.Input((24, 24, 3), name="picture")
+    x = k.layers.Rescaling(1 / 255)(x)
+    first = k.layers.Conv2D(8, 3, padding="same", activation="relu")
+    x = k.layers.GlobalAveragePooling2D()(first(x))
+    last = k.layers.Dense(3, activation="softmax", name="colour")
+    model = k.Model(picture, last(x))
+    kernel = np.zeros((3, 3, 3, 8), np.float32)
+    kernel[1, 1, range(3), range(3)] = 1
+    first.set_weights([kernel, np.zeros(8, np.float32)])
+    last.set_weights([20 * np.eye(8, 3, dtype=np.float32), np.zeros(3, np.float32)])
+    return model
+
+
+def hairline() -> Any:
+    """Two numbers to whether the second is more than the first by a thousandth, of which 8 bits know nothing."""
+    k = keras()
+    x = pair = k.Input((2,), name="pair")
+    dense = k.layers.Dense(2, activation="softmax", name="which")
+    model = k.Model(pair, dense(x))
+    dense.set_weights([np.array([[4000, 0], [0, 4000]], np.float32), np.array([4, 0], np.float32)])
+    return model
+
+
+def sum_of() -> Any:
+    """Four numbers to ten times their sum: a regression."""
+    k = keras()
+    x = numbers = k.Input((4,), name="numbers")
+    first, last = k.layers.Dense(8), k.layers.Dense(1, name="sum")
+    model = k.Model(numbers, last(first(x)))
+    first.set_weights([np.tile(np.eye(4, dtype=np.float32), 2), np.zeros(8, np.float32)])
+    last.set_weights([np.full((8, 1), 5, np.float32), np.zeros(1, np.float32)])
+    return model
+
+
 def logits() -> Any:
     """Small colour pictures to five scores that are no probabilities."""
     k = keras()

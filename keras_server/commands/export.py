@@ -32,7 +32,7 @@ ROWS = tuple(
     or row.name in ("weights", "sha256", "cache_dir", "import_", "unsafe_model")
 )
 # Of these the export holds what they lead to, and not the options.
-RESOLVED = ("labels", "preprocess")
+RESOLVED = ("labels", "preprocess", "calibrate")
 
 
 class NotExportable(StartupError):
@@ -81,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{out}: {export.spec.name}, {size:.1f} MB. Serve it: keras-server --model {out}")
     if export.flaw:
         print(f"It has no heat maps: {export.flaw}")
+    for sentence in (*map(str, export.tested), *filter(None, [export.declined])):
+        print(sentence)
     return 0
 
 
@@ -95,6 +97,8 @@ def write(source: Source, settings: Settings, out: Path, chosen: dict[str, str])
                 "with Keras."
             )
         spec = final_spec(export.spec, settings)
+        if settings.precision == "int8" and not export.tested:  # it is no faster, and stays as it is
+            chosen = {name: value for name, value in chosen.items() if name != "precision"}
         # What the options make of the outputs is decided anew by who serves it.
         copy_export(export, out, replace(export.spec, labels=spec.labels, preprocess=spec.preprocess), chosen)
     return export

@@ -126,10 +126,12 @@ def read_value(file: Path, key: str, value: object) -> str:
         if type(value) is not int:
             raise click.UsageError(f"{file}: {key} has to be a whole number, and {value!r} is none.")
         return str(value)
+    if isinstance(row.default, float) and isinstance(value, int | float):
+        return str(value)
     if not isinstance(value, str):
         wanted = "the name of a file" if row.metavar == "FILE" else "a text"
         raise click.UsageError(f"{file}: {key} has to be {wanted} in quotes, and {value!r} is none.")
-    if row.metavar == "FILE" and value:
+    if row.metavar in ("FILE", "PATH") and value:
         return str(file.parent / value)
     return value
 

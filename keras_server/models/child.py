@@ -1,4 +1,4 @@
-"""The server's side of convert.py: has a process of its own convert a model, and passes on what it tells."""
+"""The server's side of task.py: has a process of its own convert or quantize a model, and passes on what it tells."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 import keras_server
 from keras_server.models.convert import Job
 from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.quantize import QuantizeJob
 
 log = logging.getLogger("keras_server")
 
@@ -36,20 +37,41 @@ def convert_in_child(name: str, job: Job) -> Path:
 
     Raises StartupError, DownloadError, or Crashed where Keras itself may still be able to run the model.
     """
+    return in_child(
+        "convert",
+        name,
+        job,
+        f"{name} is being converted for OpenVINO, in a process of its own, which Keras and TensorFlow end with.",
+    )
+
+
+def quantize_in_child(name: str, job: QuantizeJob) -> Path:
+    """Do a job in a process of its own, for the model of this name, and return the folder of the export.
+
+    Raises StartupError.
+    """
+    try:
+        return in_child(
+            "quantize", name, job, f"{name} is being quantized, which takes minutes, in a process of its own."
+        )
+    except Crashed as error:
+        raise StartupError(f"{name} cannot be quantized: {error}.") from None
+
+
+def in_child(program: str, name: str, job: Job | QuantizeJob, announcement: str) -> Path:
+    """Have a program of this package do a job, and return the folder that it tells. Raises as convert_in_child()."""
     told: dict[str, Any] = {}
     stage = "starting"
     shown = tqdm(desc=f" * {name}", bar_format="{desc}: {postfix} ({elapsed})", disable=None, leave=False)
     if shown.disable:  # nobody watches
-        log.info(
-            "%s is being converted for OpenVINO, in a process of its own, which Keras and TensorFlow end with.", name
-        )
+        log.info("%s", announcement)
     root = str(Path(keras_server.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     with (
         shown,
         tempfile.TemporaryFile("w+", errors="replace") as noise,
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "keras_server.models.convert"],
+            [sys.executable, "-P", "-m", f"keras_server.models.{program}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
@@ -85,9 +107,9 @@ def convert_in_child(name: str, job: Job) -> Path:
         print(noise.read(), file=sys.stderr)
     how = f"signal {-status}" if status < 0 else f"status {status}"
     if status == -9:
-        raise StartupError(f"The process that converts {name} was killed while {stage}, as when memory runs out.")
-    sentence = f"the process that converts it ended with {how} while {stage}"
-    if stage.startswith(("converting", "comparing")):
+        raise StartupError(f"The process that {program}s {name} was killed while {stage}, as when memory runs out.")
+    sentence = f"the process that {program}s it ended with {how} while {stage}"
+    if program == "quantize" or stage.startswith(("converting", "comparing")):
         raise Crashed(sentence)
     raise StartupError(f"{name} cannot be served: {sentence}; what it printed stands above.")
 

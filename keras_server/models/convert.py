@@ -1,4 +1,4 @@
-"""The program that converts a model and ends: python -m keras_server.models.convert, with a job as JSON on its input.
+"""The program that converts a model and ends: python -m keras_server.models.convert, see task.py.
 
 It loads a model with Keras, converts it for OpenVINO with its heat map, holds both against Keras' own answers, and
 writes an export. The server has neither TensorFlow nor Keras in its process; see child.py for its side of this.
@@ -7,13 +7,9 @@ writes an export. The server has neither TensorFlow nor Keras in its process; se
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
-import shutil
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +19,16 @@ import numpy as np
 from keras_server.explain.cam import Unexplainable, direction_of, heat_function
 from keras_server.models.describe import check_count, check_row_alone, describe
 from keras_server.models.engines import OpenVINOEngine, batched, openvino
-from keras_server.models.errors import DownloadError, StartupError
+from keras_server.models.errors import StartupError
 from keras_server.models.export import Cache, write_export
 from keras_server.models.meaning import ask_noise, choose_output
 from keras_server.models.reference import Reference, differs, nudged
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
+from keras_server.models.task import Stage, perform
 from keras_server.models.tracing import import_keras, reason_of, trace
 
 log = logging.getLogger("keras_server")
-
-Stage = Callable[[str], None]  # is told what is being done, in a few words
 
 
 class ConversionError(Exception):
@@ -211,58 +206,5 @@ def do(job: Job, stage: Stage) -> Path:
     return folder
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The program
-# ----------------------------------------------------------------------------------------------------------
-
-
-class Messages(logging.Handler):
-    """Tells the server what happens: a JSON object a line."""
-
-    def __init__(self, descriptor: int):
-        super().__init__()
-        self.file = os.fdopen(descriptor, "w", encoding="utf-8")
-
-    def send(self, **message: Any) -> None:
-        """Tell one thing."""
-        print(json.dumps(message), file=self.file, flush=True)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass a line of the log on."""
-        self.send(level=record.levelno, log=record.getMessage())
-
-
-def main() -> int:
-    """Do one job. Returns the exit status: 0 with the path of the export told, 1 with the reason why there is none."""
-    messages = Messages(os.dup(1))
-    os.dup2(2, 1)  # what libraries print is none of our messages
-    log.handlers, log.propagate = [messages], False
-    log.setLevel(logging.INFO)
-    job = Job(**json.loads(sys.stdin.readline()))
-    server = os.dup(0)
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)  # which is what a user's program finds there
-    threading.Thread(target=end_with_the_server, args=[server, Path(job.elsewhere)], daemon=True).start()
-    try:
-        messages.send(folder=str(do(job, lambda words: messages.send(stage=words))))
-    except DownloadError as error:
-        messages.send(error=str(error), download=error.reason)
-    except StartupError as error:
-        messages.send(error=str(error))
-    else:
-        return 0
-    return 1
-
-
-def end_with_the_server(server: int, elsewhere: Path) -> None:
-    """End the process once the server has, which can no longer remove the folder that it made for the export.
-
-    Then nobody holds the other end of the pipe that the job came through.
-    """
-    os.read(server, 1)
-    shutil.rmtree(elsewhere, ignore_errors=True)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(perform(Job, do))

@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_server.machine import step_back
 from keras_server.models.tracing import import_keras, structures, trace
+from keras_server.settings import Precision
 
 log = logging.getLogger("keras_server")
 
@@ -70,6 +71,14 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def processor() -> str:
+    """Return the processor's name, and what it computes with, as OpenVINO calls them."""
+    core = openvino().Core()
+    return " ".join(
+        [core.get_property("CPU", "FULL_DEVICE_NAME"), *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+    )
+
+
 class OpenVINOEngine:
     """Runs a model on the CPU: a lone row with all threads, several batches at a time side by side on a part of them.
 
@@ -79,11 +88,11 @@ class OpenVINOEngine:
 
     name = "openvino"
 
-    def __init__(self, converted: Any, precision: str, threads: int, max_batch: int):
-        """Compile what convert() returned, or the .xml file of it."""
+    def __init__(self, converted: Any, precision: Precision, threads: int, max_batch: int):
+        """Compile what convert() returned, or the .xml file of it. What int8 leaves unquantized is float32."""
         core = openvino().Core()
         options = {
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # to the cores that other replicas on this machine are pinned to as well
         }

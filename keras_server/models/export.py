@@ -1,6 +1,7 @@
 """An export, which is the folder of one converted model, and the cache of exports that later starts begin from.
 
     model.xml, model.bin   the model in OpenVINO's form; none where OpenVINO cannot run it
+    int8.xml, int8.bin     the same quantized, where that was asked for and is worth it
     heat.xml, heat.bin     its heat maps: a picture and a direction (see explain/cam.py) to a map
     about.json             {"format": ..., "sha256": {"model.xml": ..., "model.bin": ..., "about": ...}, "about": {...}}
 
@@ -22,7 +23,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import msgspec
 
 from keras_server import __version__
+from keras_server.models.agreement import Tested
 from keras_server.models.engines import openvino
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
@@ -41,10 +43,10 @@ except ImportError:  # Windows
 
 log = logging.getLogger("keras_server")
 
-FORMAT = "keras-server-export/6"  # to be changed whenever an export is made in another way, or holds other things
+FORMAT = "keras-server-export/7"  # to be changed whenever an export is made in another way, or holds other things
 PACKAGES = ("openvino", "keras", "tensorflow", "tf_keras", "numpy")  # which take part in making one
 MARKER = ".keras-server-cache"
-OURS = re.compile(rf"[a-z_]+\.(xml|bin)|about\.json|{re.escape(MARKER)}")  # the files that the cache itself makes
+OURS = re.compile(rf"[a-z0-9_]+\.(xml|bin)|about\.json|{re.escape(MARKER)}")  # the files that the cache itself makes
 
 
 class ExportError(Exception):
@@ -54,10 +56,15 @@ class ExportError(Exception):
 def write_export(folder: Path, models: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write OpenVINO models, by their files' names ("model" for model.xml), and what JSON says about them.
 
-    Raises OSError or RuntimeError where they cannot be written whole.
+    In place of a model an .xml file is copied with what belongs to it. Raises OSError or RuntimeError where they cannot
+    be written whole.
     """
     for name, converted in models.items():
-        openvino().save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
+        if isinstance(converted, Path):
+            for ending in (".xml", ".bin"):
+                shutil.copyfile(converted.with_suffix(ending), folder / f"{name}{ending}")
+        else:
+            openvino().save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
     write_about(folder, about)
 
 
@@ -95,6 +102,8 @@ class Export:
     flaw: str = ""  # why there are no heat maps
     explained: int = 0  # the output that the heat maps are of
     settings: dict[str, str] = field(default_factory=dict)  # options that were given when it was exported
+    tested: tuple[Tested, ...] = ()  # precisions that may stand in for float32, the fastest first
+    declined: str = ""  # why others may not, where they were asked for
 
     @classmethod
     def of(cls, folder: Path, about: dict[str, Any]) -> Export:
@@ -109,6 +118,16 @@ class Export:
         if not export.why and not (export.spec.output in outputs and export.explained in (-1, *outputs)):
             raise ExportError(f"{folder} is not a whole export (it has {len(outputs)} outputs).")
         return export
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The .xml files in it, by their names."""
+        return {file.stem: file for file in sorted(self.folder.glob("*.xml"))}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its about.json says, as JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
     @classmethod
     def read(cls, folder: Path) -> Export:
@@ -164,11 +183,7 @@ def copy_export(export: Export, folder: Path, spec: Spec, settings: Mapping[str,
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
         new = Path(name, folder.name)
         new.mkdir()
-        for file in export.folder.iterdir():
-            if file.suffix in (".xml", ".bin"):
-                shutil.copyfile(file, new / file.name)
-        about = {"spec": asdict(spec), "flaw": export.flaw, "explained": export.explained, "settings": dict(settings)}
-        write_about(new, about)
+        write_export(new, export.models, replace(export, spec=spec, settings=dict(settings)).about)
         os.replace(new, folder)  # which may be there and empty
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_server.images import PREPROCESS
 from keras_server.models.architectures import PREPROCESS_OF
+from keras_server.models.calibration import look
 from keras_server.models.errors import StartupError
 from keras_server.models.labels import check_labels, read_labels
 from keras_server.models.spec import Meaning, Spec
@@ -161,6 +162,8 @@ def check_options(settings: Settings) -> None:
     preprocessing(settings.preprocess)
     if settings.labels:
         read_labels(Path(settings.labels))
+    if settings.calibrate and settings.precision in ("int8", "auto"):
+        look(Path(settings.calibrate))
 
 
 def final_spec(spec: Spec, settings: Settings) -> Spec:

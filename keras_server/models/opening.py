@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ from keras_server.models.engines import (
     read_copied,
 )
 from keras_server.models.errors import StartupError
-from keras_server.models.export import Cache, Export, ExportError, keep
+from keras_server.models.export import Cache, Export, ExportError, keep, write_export
 from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
+from keras_server.models.precision import QUANTIZED, check_rows, choose, with_precision
 from keras_server.models.reference import random_input
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
 from keras_server.models.tracing import check_keras, reason_of
-from keras_server.settings import Settings
+from keras_server.settings import Precision, Settings
 
 log = logging.getLogger("keras_server")
 
@@ -55,7 +56,7 @@ class Opened:
 class Lanes:
     """How OpenVINO is to compute."""
 
-    precision: str
+    precision: Precision
     threads: int
     max_batch: int
 
@@ -75,6 +76,9 @@ def open_model(source: Source, settings: Settings, name: str = "") -> Opened:
     """
     if settings.precision == "bfloat16" and not has_bfloat16():
         raise StartupError("This processor has no bfloat16 arithmetic: leave --precision at float32.")
+    if settings.calibrate and settings.precision not in QUANTIZED:
+        log.warning("--calibrate changes nothing without --precision int8 or auto.")
+    check_rows(source, settings)
     check_options(settings)
     try:
         opened = open_engine(source, settings)
@@ -85,7 +89,8 @@ def open_model(source: Source, settings: Settings, name: str = "") -> Opened:
         log.debug("The model cannot be served", exc_info=True)
         raise StartupError(f"{source.name} cannot be served: {reason_of(error)}") from None
     spec = final_spec(replace(opened.spec, name=name or opened.spec.name), settings)
-    spec = replace(spec, precision=settings.precision)
+    if spec.tested:
+        log.info("%s", spec.tested)
     if opened.explained not in (-1, spec.output):
         had, asked = (spec.outputs[number].name for number in (opened.explained, spec.output))
         flaw = f"This export of {spec.name} has heat maps of its output {had}, and {asked} is served."
@@ -100,13 +105,16 @@ def open_engine(source: Source, settings: Settings) -> Opened:
     if source.is_foreign and settings.engine == "keras":
         raise StartupError(f"--engine keras: {source.path} is no model of Keras, and OpenVINO alone reads it.")
     on_openvino = is_for_openvino(source, settings)
-    lanes = Lanes(settings.precision, settings.engine_threads or processors(), settings.max_batch)
+    plain: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"  # of what was not quantized
+    lanes = Lanes(plain, settings.engine_threads or processors(), settings.max_batch)
     loaded: Loaded | None = None
     check_source(source)
     if on_openvino:
         if source.in_memory:
             converted = convert_source(source, settings.output)
             loaded, why = converted.loaded, converted.why
+            if not why and settings.precision in QUANTIZED:
+                return open_written(converted.models, converted.about, settings, lanes)
             if not why:
                 heat = converted.heat  # what else was converted goes
                 return opened_with(lanes, converted.model, lambda: heat, converted)
@@ -118,8 +126,8 @@ def open_engine(source: Source, settings: Settings) -> Opened:
         if settings.engine == "openvino":
             raise StartupError(f"{words}: try --engine keras.")
         log.warning("%s: Keras itself runs it, more slowly.", words)
-    if settings.precision == "bfloat16":
-        raise StartupError("--precision bfloat16 needs the engine openvino.")
+    if settings.precision in ("bfloat16", "int8"):
+        raise StartupError(f"--precision {settings.precision} needs the engine openvino.")
     return open_with_keras(loaded or load_described(source), settings)
 
 
@@ -137,35 +145,55 @@ def check_source(source: Source) -> None:
 
 def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opened | None, str]:
     """Return a model from its export, which may have to be made; or why OpenVINO cannot run it. Raises StartupError."""
-    if source.is_export:
-        given = given_export(source)
-        model = read_copied(given.folder / "model.xml")
-        return opened_with(lanes, model, lambda: read_copied(given.folder / "heat.xml"), given), ""
     if source.is_foreign:
         model, spec = open_foreign(source.path or Path(), source.name)
         flaw = f"{source.name} is no model of Keras, so it cannot be explained."
+        if settings.precision in QUANTIZED:
+            about = {"spec": asdict(spec), "flaw": flaw, "explained": -1}
+            return open_written({"model": model}, about, settings, lanes), ""
+        spec = replace(spec, precision=lanes.precision)
         return Opened(lanes.open(model, spec.batch), spec, refuse(flaw)), ""
-    export = kept_export(source, settings)
+    export = given_export(source) if source.is_export else kept_export(source, settings)
     if export and export.why:
         return None, export.why
-    if export:
-        with contextlib.suppress(Exception):  # whatever is wrong with the copy, the original is still there
-            return opened_from(export, lanes), ""
     with contextlib.ExitStack() as cleaning:
+        if export:
+            export = with_precision(export, settings, cleaning)
+            try:
+                return opened_while(export, settings, lanes, cleaning, given=source.is_export), ""
+            except Exception as error:
+                if source.is_export or isinstance(error, StartupError):
+                    raise
+        # Whatever is wrong with the copy, the original is still there.
         export = make_export(source, settings, cleaning, useless=bool(export))
         if export.why:
             return None, export.why
-        opened = opened_from(export, lanes)
-        weakref.finalize(opened.explain, cleaning.pop_all().close)  # heat maps are read from the export later
-    return opened, ""
+        return opened_while(with_precision(export, settings, cleaning), settings, lanes, cleaning), ""
+
+
+def open_written(models: dict[str, Any], about: dict[str, Any], settings: Settings, lanes: Lanes) -> Opened:
+    """Return a model that is in memory only, quantized. Raises StartupError."""
+    with contextlib.ExitStack() as cleaning:
+        folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="keras-server-")))
+        write_export(folder, models, about)
+        return opened_while(with_precision(Export.read(folder), settings, cleaning), settings, lanes, cleaning)
+
+
+def opened_while(
+    export: Export, settings: Settings, lanes: Lanes, cleaning: contextlib.ExitStack, given: bool = False
+) -> Opened:
+    """Open an export that goes with `cleaning`, once nobody can read heat maps from it. Raises as opened_from()."""
+    opened = opened_from(export, settings, lanes, given)
+    weakref.finalize(opened.explain, cleaning.pop_all().close)
+    return opened
 
 
 def export_of(source: Source, settings: Settings, cleaning: contextlib.ExitStack) -> Export:
     """Return the export that a source is, that the cache has, or that another process makes. Raises StartupError."""
-    if source.is_export:
-        return given_export(source)
+    check_rows(source, settings)
     check_source(source)
-    return kept_export(source, settings) or make_export(source, settings, cleaning)
+    export = given_export(source) if source.is_export else kept_export(source, settings)
+    return with_precision(export or make_export(source, settings, cleaning), settings, cleaning)
 
 
 def given_export(source: Source) -> Export:
@@ -213,20 +241,26 @@ def make_export(source: Source, settings: Settings, cleaning: contextlib.ExitSta
     return export
 
 
-def opened_from(export: Export, lanes: Lanes) -> Opened:
-    """Open an export. Raises whatever OpenVINO does."""
-    kept = keep(export.folder)
-    opened = opened_with(lanes, export.folder / "model.xml", lambda: export.folder / "heat.xml", export)
-    if kept:
-        weakref.finalize(opened.explain, kept.close)
-    return opened
+def opened_from(export: Export, settings: Settings, lanes: Lanes, given: bool) -> Opened:
+    """Open an export; one that was `given` may change meanwhile. Raises StartupError, or whatever OpenVINO does."""
+    precision, tested = choose(export, settings)
+    model, heat = export.folder / ("int8.xml" if precision == "int8" else "model.xml"), export.folder / "heat.xml"
+    lanes = replace(lanes, precision=precision)
+    if given:
+        opened = opened_with(lanes, read_copied(model), lambda: read_copied(heat), export)
+    else:
+        kept = keep(export.folder)
+        opened = opened_with(lanes, model, lambda: heat, export)
+        if kept:
+            weakref.finalize(opened.explain, kept.close)
+    return replace(opened, spec=replace(opened.spec, tested=tested))
 
 
 def opened_with(lanes: Lanes, model: Any, heat: Callable[[], Any], about: Export | Converted) -> Opened:
     """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
     spec, output = about.spec, about.explained
     explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat(), spec, output)
-    return Opened(lanes.open(model, spec.batch), spec, explain, output)
+    return Opened(lanes.open(model, spec.batch), replace(spec, precision=lanes.precision), explain, output)
 
 
 def refuse(flaw: str) -> Callable[[], Cam]:

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from keras_server.images import MODES
+from keras_server.models.agreement import Tested
 from keras_server.models.labels import read_labels
+from keras_server.settings import Precision
 
 IMAGENET = Path(__file__).resolve().parents[1] / "bundled" / "imagenet_classes.json"  # Keras' class index
 
@@ -42,7 +44,8 @@ class Spec:
     activation: str = "none"  # what makes probabilities of the output: none, softmax or sigmoid
     labels: tuple[str, ...] = field(default_factory=lambda: read_labels(IMAGENET))
     engine: str = "none"
-    precision: str = "float32"
+    precision: Precision = "float32"
+    tested: Tested | None = None  # how that precision agrees with float32, where it was held against it
     kind: Kind = "classes"  # what /predict answers
     output: int = 0  # the one that /predict answers from
     reason: str = ""  # why it cannot, where kind is "none"

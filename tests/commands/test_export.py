@@ -235,6 +235,7 @@ def test_requirements_say_the_same_in_both_places() -> None:
     more = {Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "-"}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {Requirement(text) for text in extras["tensorflow"]} == more
+    assert (ROOT / "requirements-int8.txt").read_text().splitlines() == ["-r requirements-serve.txt", *extras["int8"]]
     assert (ROOT / "requirements.txt").read_text().startswith("-r requirements-serve.txt\n")
 
 

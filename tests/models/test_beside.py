@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ background = "#102030"
 crop = "centre"
 interpolation = "lanczos"
 threads = 3
+calibrate = "photos"
+min_agreement = 0.9
 """
 
 
@@ -55,7 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_each_setting_of_a_model_is_read() -> None:
     Path("my.toml").write_text(FULL)
     found = read("--model", "my.keras")
-    expected: dict[str, Any] = dict(re.findall('(.*) = "(.*)"', FULL)) | {"engine_threads": 3}
+    expected: dict[str, Any] = dict(re.findall('(.*) = "(.*)"', FULL)) | {"engine_threads": 3, "min_agreement": 0.9}
     assert {name: getattr(found, name) for name in ROWS} == expected
     assert found == Settings(model="my.keras", **expected)
     assert read() == Settings()
@@ -94,6 +97,8 @@ def test_files_are_looked_for_from_its_folder() -> None:
     Path("deep/er/net.h5").write_bytes(b"\x89HDF")
     Path("deep/er/net.toml").write_text('labels = "../names.txt"')
     assert read("--model", "deep/er/net.h5").labels == "deep/er/../names.txt"
+    Path("deep/er/net.toml").write_text('calibrate = "../photos"')
+    assert read("--model", "deep/er/net.h5").calibrate == "deep/er/../photos"
     Path("deep/er/net.toml").write_text('labels = "/names.txt"')
     assert read("--model", "deep/er/net.h5").labels == "/names.txt"
     Path("deep/er/net.toml").write_text('labels = ""')
@@ -181,8 +186,7 @@ def test_one_that_may_not_be_read(capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_options_that_an_export_was_made_with(tmp_path: Path) -> None:
     """They stand in its about.json; a damaged one has none, and what is wrong with it is said where it is opened."""
-    about: dict[str, Any] = {"spec": Spec().__dict__ | {"inputs": [], "outputs": []}, "why": "", "flaw": "",
-                             "explained": 0, "settings": {"preprocess": "tf", "background": "black"}}  # fmt: skip
+    about = {"spec": asdict(Spec()), "settings": {"preprocess": "tf", "background": "black"}}
     Path("out").mkdir()
     write_export(Path("out"), {}, about)
     found = read("--model", "out", "--background", "red")

@@ -232,8 +232,20 @@ OPTIONS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "empty labels": ((*MODEL, "--labels", "empty.txt"), 1, "empty.txt is empty: it should hold"),
     "binary labels": ((*MODEL, "--labels", "half.h5"), 1, "half.h5 is no text file"),
     "engine": (("--engine", "cuda"), 2, "--engine: 'cuda' is none of auto, openvino, keras."),
-    "precision": (("--precision", "float16"), 2, "--precision: 'float16' is none of float32, bfloat16."),
+    "precision": (("--precision", "float16"), 2, "--precision: 'float16' is none of float32, bfloat16, int8, auto."),
     "precision of Keras": ((*MODEL, "--precision", "bfloat16", "--engine", "keras"), 1, "bfloat16"),
+    "int8 without pictures": (
+        (*MODEL, "--precision", "int8"), 1,
+        "--precision int8 needs --calibrate FOLDER, with a few hundred pictures of the kind that will be sent",
+    ),
+    "nothing to calibrate with": (
+        (*MODEL, "--precision", "int8", "--calibrate", "none"), 1,
+        "--calibrate: there is neither a folder nor a file none: it takes a folder of pictures, an .npz file",
+    ),
+    "no pictures to calibrate with": (
+        (*MODEL, "--precision", "auto", "--calibrate", "."), 1,
+        "--calibrate: . holds no different pictures: 100 different ones are needed at least",
+    ),
     "crop": (("--crop", "center"), 2, "--crop: 'center' is none of none, centre."),
     "activation": (("--activation", "relu"), 2, "--activation: 'relu' is none of auto, none, softmax, sigmoid."),
     "background": (("--background", "blu"), 2, "--background: 'blu' is no colour"),
