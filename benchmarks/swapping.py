@@ -65,6 +65,15 @@ def figures(pid: int) -> dict[str, int]:
     }
 
 
+def at_rest(pid: int) -> dict[str, int]:
+    """Return the least of ten figures in ten seconds: what is being loaded or answered meanwhile is not counted."""
+    rows = []
+    for _ in range(10):
+        time.sleep(1)
+        rows.append(figures(pid))
+    return {key: min(row[key] for row in rows) for key in rows[0]}
+
+
 def ask(url: str, name: str, body: bytes, session: requests.Session) -> tuple[int, str, list[float]]:
     """Return the status, the version that an answer names, and its numbers."""
     answer = session.post(f"{url}/v2/models/{name}/infer", data=body, timeout=60)
@@ -106,8 +115,8 @@ def swap(args: argparse.Namespace) -> None:
 
             with ThreadPoolExecutor(args.clients) as pool:
                 clients = [pool.submit(client) for _ in range(args.clients)]
-                time.sleep(5)
-                before = figures(pid)
+                time.sleep(10)
+                before = at_rest(pid)
                 for number in range(2, args.swaps + 2):
                     times(folder / f"m/{number}/model.xml", number)
                     times(folder / f"ballast/{number}/model.xml", number, ballast)
@@ -116,8 +125,8 @@ def swap(args: argparse.Namespace) -> None:
                         print(f"after {number} versions: {figures(pid)}", flush=True)
                     for model in ("m", "ballast"):
                         shutil.rmtree(folder / model / str(number - 1))
-                time.sleep(5)
-                after = figures(pid)
+                time.sleep(10)
+                after = at_rest(pid)
                 asking = False
                 for each in clients:
                     each.result()

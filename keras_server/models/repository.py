@@ -66,6 +66,7 @@ class Repository(Registry):
         self.flaws: dict[str, str] = {}  # in that, as sentences
         self.unloaded: set[str] = set()  # by request
         self.said: set[str] = set()  # sentences that need no repeating
+        self.unsaid: list[str] = []  # refusals that the log does not know of yet
         self.unsettled = False
         self.leaving = Leaving(settings.timeout)
         self.last_resort: Callable[[], None] = lambda: None
@@ -82,8 +83,9 @@ class Repository(Registry):
         for place in self.places():
             model = self.models.setdefault(place.name, Model())
             self.refresh(place, patient=False)
-            if not model.versions and not place.listed:
+            if not model.versions and not place.listed:  # whoever starts it says so
                 raise StartupError(self.reason(place.name))
+            self.tell()
             if not model.versions:
                 model.missing = self.reason(place.name)
         if not self.names():
@@ -104,6 +106,12 @@ class Repository(Registry):
             self.said.add(sentence)
             log.warning(sentence)
 
+    def tell(self) -> None:
+        """Log what has been refused."""
+        for sentence in self.unsaid:
+            log.error("%s", sentence)
+        self.unsaid.clear()
+
     def look(self) -> None:
         """Load what is new or has changed, and remove what is gone."""
         with self.loading:
@@ -116,6 +124,7 @@ class Repository(Registry):
             for place in places:
                 if place.name not in self.unloaded:
                     self.refresh(place, patient=True)
+                    self.tell()
             known = {*self.models} | {name for name, _ in (*self.refused, *self.seen)}
             for name in known - {place.name for place in places}:
                 log.info("%s is gone, and no longer served.", name)
@@ -179,7 +188,7 @@ class Repository(Registry):
         except (StartupError, OSError) as error:
             self.refused[key] = state, str(error)
             LOADS.labels(place.name, "refused").inc()
-            log.error("%s is not served%s: %s", title, ", and the old one stays" if is_served else "", error)
+            self.unsaid.append(f"{title} is not served{', and the old one stays' if is_served else ''}: {error}")
             return is_served
         if patient and self.state_of(path, found) != state:
             served.close()
@@ -254,6 +263,7 @@ class Repository(Registry):
             place = self.listed(name)
             self.unloaded.discard(name)
             self.refresh(place, patient=False)
+            self.tell()
             newest = max(place.versions(), default=1)
             if (name, newest) in self.refused or not self.versions(name):
                 raise StartupError(self.reason(name))
@@ -303,6 +313,7 @@ class Repository(Registry):
             for place in self.places():
                 if place.name == name:
                     self.refresh(place, patient=False)
+                    self.tell()
             with self.lock:
                 if name in self.models and self.models[name].missing == DYING:
                     self.models[name].missing = self.reason(name)
