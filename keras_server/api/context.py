@@ -23,7 +23,7 @@ from keras_server.telemetry import PROBES
 
 Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (width, height) -> (1, h, w, channels)
 
-# Probes, the page that asks for the key, and the documents, which tell strangers the model's name and the limits only.
+# Probes, the page that asks for the key, and the documents, which tell strangers the models' names and the limits only.
 NEED_NO_KEY = {*PROBES, "/", "/docs", "/openapi.json", "/static/<path:filename>"}
 METRICS = "/metrics"  # which may have a key of its own
 NAMED = re.compile(r"^/(?:v[12]/)?models/([^/:?]+)|\?(?:.*&)?model=([^&]*)")  # the targets that name a model
