@@ -257,6 +257,8 @@ def kill(served: Served) -> None:
     served.batcher.run = Ends()
     with pytest.raises(ModelDied):
         served.compute([np.ones((1, 3), np.float32)])
+    # Else pytest may hear of its exception in the test after this one.
+    wait_until(lambda: not all(thread.is_alive() for thread in served.batcher.threads))
 
 
 @pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
