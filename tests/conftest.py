@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,14 @@ class FakeModel:
         preds = np.full((len(batch), 1000), 0.0001, np.float32)
         preds[:, 235] = 0.9
         return preds
+
+
+@pytest.fixture
+def without_nohup() -> Iterator[None]:
+    """Let processes that the test starts hear SIGHUP, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,6 +35,8 @@ NOT_HERE = {
     "make serve-ray": "it needs Ray, and tests/ray has it",
     ".venv-ray/": "it needs Ray, and tests/ray has it",
     "python run_keras_server.py --model cats=": "it needs ResNet50's weights; tests/test_many_models.py has three",
+    "python run_keras_server.py export my.keras out --precision int8": "it takes a hundred pictures, and "
+    "tests/models/test_int8.py has them",
     'curl -F image=@dog.jpg "http://localhost:5000/predict?model=digits"': "it asks that server",
     'curl -d "{\\"instances\\": [[1.0, 2.0]]}"': "it asks that server",
     "curl http://localhost:5000/v1/models/cats": "it asks that server",

@@ -39,6 +39,7 @@ def read_away(process: Process) -> None:
     threading.Thread(target=lambda: [process.lines.append(line) for line in output], daemon=True).start()
 
 
+@pytest.mark.usefixtures("without_nohup")
 def test_new_versions_come_by_watching_and_by_signal(start: Start, tmp_path: Path) -> None:
     times(tmp_path / "m/cats/1/model.xml", 1)
     times(tmp_path / "m/dogs.xml", 5)

@@ -129,7 +129,8 @@ def say(*lines: str) -> None:
 
 def stop(sentence: str) -> int:
     """Say why the server does not start, after the log; returns the exit status."""
-    logging.shutdown()
+    for handler in log.handlers:
+        handler.flush()
     if sys.stderr:
         with contextlib.suppress(OSError):
             write(sys.stderr.fileno(), f"error: {sentence}", PATIENCE)

@@ -666,10 +666,10 @@ def test_several_first_requests_at_once_share_one_thread(monkeypatch: pytest.Mon
     made = []
 
     class Slow(explaining.Batcher):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             made.append(threading.get_ident())
             time.sleep(0.1)  # in which the others come
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr(explaining, "Batcher", Slow)
     explainer = Explainer(Spec(), lambda: lambda picture, label: np.ones((1, 1), np.float32), queue_size=8)

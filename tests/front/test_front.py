@@ -503,6 +503,7 @@ def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves
 # Stopping
 
 
+@pytest.mark.usefixtures("without_nohup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains(number: int) -> None:
     with FakeServer("--drain-seconds", "1", "--queue-size", "8") as fake:

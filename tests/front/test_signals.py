@@ -36,6 +36,7 @@ def test_a_second_signal_ends_a_server_whose_loop_is_stuck(number: int) -> None:
         assert fake.end() == -number
 
 
+@pytest.mark.usefixtures("without_nohup")
 def test_a_hangup_drains_however_often_it_comes() -> None:
     with FakeServer("--drain-seconds", "1") as fake:
         (raw,) = fake.occupy(1)
@@ -51,6 +52,7 @@ def test_a_hangup_drains_however_often_it_comes() -> None:
         assert fake.end() == 0
 
 
+@pytest.mark.usefixtures("without_nohup")
 def test_a_hangup_after_a_signal_to_stop_does_not_end_at_once() -> None:
     """As systemd sends it with SendSIGHUP, and a terminal that is closed."""
     with FakeServer() as fake:
