@@ -6,9 +6,10 @@ import contextlib
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from PIL import ImageColor
@@ -16,6 +17,13 @@ from PIL import ImageColor
 from keras_server.hosts import split
 
 T = TypeVar("T")
+PREFIX = "KERAS_SERVER_"  # of variables
+
+
+def stop(sentence: str) -> NoReturn:
+    """End the process with status 2 and one line."""
+    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def one_of(*words: str) -> Callable[[str], Any]:

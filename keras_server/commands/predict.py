@@ -26,8 +26,8 @@ from keras_server.commands.results import FORMATS, Results, ResultsError, key
 from keras_server.commands.sheet import write_sheet
 from keras_server.models.beside import locate
 from keras_server.models.errors import StartupError
-from keras_server.readers import number
-from keras_server.settings import parse, stop, values_of
+from keras_server.readers import number, stop
+from keras_server.settings import parse, values_of
 from simple_request import Answer, PredictionError, find_images, predict_url, printable, read_image
 
 MOST_LABELS = 20  # in the summary
