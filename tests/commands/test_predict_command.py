@@ -312,7 +312,7 @@ def test_a_server_that_is_restarted_is_waited_for(
     server: Server, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Connections break, then a proxy answers in its place, and then it is back."""
-    broken = 3
+    broken = simple_request.TRIES + 1  # which the client itself makes
 
     def restart(request: Request) -> Answer | None:
         nonlocal broken

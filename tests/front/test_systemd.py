@@ -191,6 +191,7 @@ def test_who_connects_while_a_server_stops_is_left_to_the_next_one(held: socket.
 def test_restarts_of_the_real_server_under_load_refuse_and_lose_nothing(cache: str) -> None:
     """Each client has a new connection for each request."""
     options = ["--model", "bundled", "--cache-dir", cache, "--drain-seconds", "0", "--timeout", "240"]
+    options += ["--allowed-hosts", "*"]
     photo, found, stopped = post(DOG.read_bytes()), Counter[object](), threading.Event()
     with Supervisor(sys.executable, str(ROOT / "run_keras_server.py"), *options) as systemd:
 
