@@ -192,6 +192,8 @@ def serve(systemd: Systemd) -> int:
     )
     systemd.ready()
     front.serve_forever()
+    if isinstance(model, repository.Repository):
+        model.end()
     spans.end()
     return front.status
 

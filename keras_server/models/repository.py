@@ -34,6 +34,7 @@ from keras_server.telemetry import LOADS, forget_loads
 log = logging.getLogger("keras_server")
 
 SETTLED_SECONDS = 1.0  # in which what is whole does not change
+LAST_SECONDS = 5.0  # in which what is being loaded is finished, as the process ends
 Key = tuple[str, int]  # a model and its version
 State = tuple[Files, tuple[tuple[str, str], ...]]  # what a version is made from: its files, and the settings beside it
 DYING = "Its thread has ended: it is being loaded again."
@@ -73,6 +74,7 @@ class Repository(Registry):
         self.said: set[str] = set()  # sentences that need no repeating
         self.unsaid: list[str] = []  # refusals that the log does not know of yet
         self.unsettled = False
+        self.ending = False  # nothing is loaded any more
         self.leaving = Leaving(settings.timeout)
         self.last_resort: Callable[[], None] = lambda: None
         self.orders = Orders()
@@ -81,7 +83,8 @@ class Repository(Registry):
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self.follow, name="repository", daemon=True).start()
+        self.thread = threading.Thread(target=self.follow, name="repository", daemon=True)
+        self.thread.start()
 
     def begin(self) -> None:
         """Load everything for the first time. Raises StartupError as the constructor."""
@@ -193,6 +196,8 @@ class Repository(Registry):
         if self.loaded.get(key) == state:
             self.refused.pop(key, None)  # what had taken its place is gone
             return True
+        if self.ending:
+            return is_served
         if patient and self.seen.get(key) != state:
             self.seen[key], self.unsettled = state, True
             return is_served
@@ -370,6 +375,15 @@ class Repository(Registry):
                 self.leaving.tidy()
             except Exception:
                 log.exception("The models could not be looked at")
+
+    def end(self) -> None:
+        """Load nothing any more, and wait for the thread, for LAST_SECONDS at most.
+
+        Where OpenVINO works for a thread while Python ends, the process is aborted. A process that converts is left.
+        """
+        self.ending = True
+        self.orders.give(None)
+        self.thread.join(LAST_SECONDS)
 
     def close(self) -> None:
         """Serve nothing any more, and let the thread end."""

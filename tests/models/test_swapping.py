@@ -538,3 +538,31 @@ def test_who_asks_for_a_load_waits_no_longer_than_its_request(serve: Serve) -> N
     finally:
         TICKET.set(None)
     wait_until(lambda: factor(served, "cats") == 2)
+
+
+def test_what_is_being_loaded_is_finished_before_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else begun: Python ends badly in the midst of native code."""
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    real, begun, go_on = repositories.serve_source, list[str](), threading.Event()
+
+    def slowly(*arguments: Any) -> Served:
+        begun.append(arguments[2])
+        go_on.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(repositories, "serve_source", slowly)
+    for name in ("a", "b"):
+        times(Path(f"m/{name}.xml"), 2)
+    served.look()
+    served.look_soon()
+    wait_until(lambda: begun)
+    monkeypatch.setattr(repositories, "LAST_SECONDS", 0.1)
+    served.end()
+    assert served.thread.is_alive(), "what is stuck is not waited for"
+    monkeypatch.setattr(repositories, "LAST_SECONDS", 20)
+    threading.Timer(0.2, go_on.set).start()
+    served.end()
+    assert not served.thread.is_alive()
+    assert begun == ["a"]
+    assert factor(served, "a") == 2
