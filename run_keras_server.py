@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import flask
@@ -30,7 +31,7 @@ from keras_server.front.limits import Limits
 from keras_server.front.listener import bind, is_local, raise_file_limit, url_of
 from keras_server.front.logs import Log, say, stop
 from keras_server.front.server import Front, give_memory_back
-from keras_server.front.signals import end_at_once, on_signals
+from keras_server.front.signals import end_at_once, on_hang_up, on_signals
 from keras_server.front.systemd import Systemd, taken_over
 from keras_server.hosts import LOOPBACK
 from keras_server.models import repository
@@ -161,6 +162,9 @@ def serve(systemd: Systemd) -> int:
     """Load the model and serve it until a signal comes. Returns the exit status. Raises StartupError."""
     listeners = systemd.listeners or bind(settings.host, settings.port)
     say(" * Loading the Keras model: please wait until the server has fully started")
+    hung_up = threading.Event()
+    if repository.has_several(settings):  # for a look at the folder, which may have been looked at by now
+        on_hang_up(hung_up.set)
     served = start_model()
     reached = [listener for listener in listeners if not is_local(listener)]
     if not settings.api_key and reached:
@@ -178,6 +182,8 @@ def serve(systemd: Systemd) -> int:
     app.registry.on_death(front.die)
     look = model.look_soon if isinstance(model, repository.Repository) else front.stop_softly
     on_signals(stop=front.stop_softly, hang_up=look)
+    if hung_up.is_set():
+        look()
     front.start()
     url = url_of(listeners[0])
     say(
@@ -186,6 +192,8 @@ def serve(systemd: Systemd) -> int:
     )
     systemd.ready()
     front.serve_forever()
+    if isinstance(model, repository.Repository):
+        model.end()
     spans.end()
     return front.status
 

@@ -19,6 +19,8 @@ from conftest import ROOT, Process
 from fakes import wait_until
 from multiplying import times
 
+from keras_server.models.source import BUNDLED
+
 CLIENTS = ROOT / ".venv-clients" / "bin"
 ONES = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}]}
 KEY = {"Authorization": "Bearer secret"}
@@ -57,6 +59,57 @@ def test_new_versions_come_by_watching_and_by_signal(start: Start, tmp_path: Pat
     assert requests.get(f"{url}/readyz", timeout=60).status_code == 200
     process.popen.terminate()
     assert process.popen.wait(60) == 0
+
+
+SLOW = """
+import os, pathlib, time
+new = pathlib.Path(__file__).with_suffix(".new")
+new.write_text(str(os.getpid()))
+new.rename(new.with_suffix(".pid"))
+time.sleep(1000)
+"""
+
+
+def slow_models(folder: Path) -> tuple[Path, list[str]]:
+    """Return a file of Python whose process waits for long, and the options of a server that runs it for a model."""
+    times(folder / "m/cats/1/model.xml", 1)
+    (folder / "slow.py").write_text(SLOW)
+    options = ["--model-dir", str(folder / "m"), "--import", str(folder / "slow.py")]
+    return folder / "slow.pid", options
+
+
+def is_running(pid: Path) -> bool:
+    """Return whether the process of this number is there."""
+    return Path("/proc", pid.read_text()).exists()
+
+
+@pytest.mark.parametrize("by_request", [False, True])
+def test_it_ends_in_time_while_a_new_model_is_converted(start: Start, tmp_path: Path, by_request: bool) -> None:
+    pid, options = slow_models(tmp_path)
+    options += ["--api-key", "secret", "--timeout", "1", *([] if by_request else ["--watch", "0.1"])]
+    process = start(*options).wait_until_ready()
+    read_away(process)
+    shutil.copy(BUNDLED, tmp_path / "m" / "new.keras")
+    if by_request:
+        answer = requests.post(f"{process.url}/v2/repository/models/new/load", headers=KEY, timeout=60)
+        assert answer.status_code == 504
+    wait_until(pid.exists)
+    process.popen.terminate()
+    assert process.popen.wait(30) == 0
+    wait_until(lambda: not is_running(pid))
+
+
+def test_a_hangup_while_it_loads_asks_for_a_look(start: Start, tmp_path: Path) -> None:
+    pid, options = slow_models(tmp_path)
+    shutil.copy(BUNDLED, tmp_path / "m" / "dogs.keras")
+    process = start(*options)
+    wait_until(pid.exists)
+    times(tmp_path / "m/cats/2/model.xml", 2)
+    process.popen.send_signal(signal.SIGHUP)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    process.wait_until_ready()
+    read_away(process)
+    wait_until(lambda: factor(process.url, "cats") == 2)
 
 
 def test_no_request_is_lost_while_versions_change(start: Start, tmp_path: Path) -> None:

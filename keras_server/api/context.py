@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from typing import IO, cast
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import flask
 import numpy as np
@@ -26,7 +26,8 @@ Prepare = Callable[[Image.Image, tuple[int, int]], np.ndarray]  # a picture, (wi
 # Probes, the page that asks for the key, and the documents, which tell strangers the models' names and the limits only.
 NEED_NO_KEY = {*PROBES, "/", "/docs", "/openapi.json", "/static/<path:filename>"}
 METRICS = "/metrics"  # which may have a key of its own
-NAMED = re.compile(r"^/(?:v[12]/)?models/([^/:?]+)|\?(?:.*&)?model=([^&]*)")  # the targets that name a model
+NAMED = re.compile("/(?:v[12]/)?models/([^/:]+)")  # the paths that name a model
+REPOSITORY = "/v2/repository/"  # of what loads models, which takes its time
 
 
 class Request(flask.Request):
@@ -92,10 +93,17 @@ class App(flask.Flask):
 
 
 def group_of(app: App, target: str) -> str:
-    """Return the model that a request's target names, where it is served and not the default; else nothing."""
-    if not (found := NAMED.search(target)):
-        return ""
-    name = unquote(found[1] or found[2].replace("+", " "))
+    """Return the model that a request's target names, where it is served and not the default; else nothing.
+
+    What loads models is a group of its own.
+    """
+    path, _, query = target.encode("latin-1").decode(errors="replace").partition("?")
+    if path.startswith(REPOSITORY):
+        return REPOSITORY
+    if found := NAMED.match(path):
+        name = unquote(found[1])
+    else:  # of several the first one counts, as where the model is taken
+        name = dict(reversed(parse_qsl(query, keep_blank_values=True))).get("model", "")
     try:
         return name if name in app.registry.names()[1:] else ""
     except NotLoaded:

@@ -89,5 +89,8 @@ def unload(name: str) -> ResponseReturnValue:
     """Serve a model of the folder no more, until it is loaded again."""
     models = repository()
     read_request()
-    models.unload(name)
+    try:
+        models.unload(name)
+    except StartupError as error:
+        flask.abort(400, str(error))
     return {}

@@ -25,8 +25,13 @@ def on_signals(stop: Callable[[], None], hang_up: Callable[[], None]) -> None:
 
     for number in STOPPING:
         signal.signal(number, first)
+    on_hang_up(lambda: loop.run_callback_threadsafe(hang_up))
+
+
+def on_hang_up(do: Callable[[], object]) -> None:
+    """Have it done on each SIGHUP, unless nohup ignores it."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: loop.run_callback_threadsafe(hang_up))
+        signal.signal(signal.SIGHUP, lambda *_: do())
 
 
 def end_at_once() -> None:

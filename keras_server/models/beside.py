@@ -98,7 +98,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     """Return what is in a file beside a model. Raises click.UsageError."""
     try:
         return tomllib.loads(file.read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise click.UsageError(f'{file} is no TOML ({error}): write preprocess = "tf", say.') from None
     except UnicodeDecodeError:
         raise click.UsageError(f"{file} is not UTF-8: save it as UTF-8.") from None

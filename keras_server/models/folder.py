@@ -31,11 +31,15 @@ def is_model_folder(path: Path) -> bool:
 def models_in(folder: Path) -> dict[str, list[Path]]:
     """Return the files and folders with models in a folder, by name; of one name there should be one. Raises OSError.
 
-    Whether they can be served nobody has looked.
+    Whether they can be served nobody has looked. A folder that cannot be read, such as lost+found, may hold one.
     """
     found: dict[str, list[Path]] = {}
     for path in visible(folder):
-        if path.suffix.lower() in ENDINGS or is_model_folder(path) or versions_in(path):
+        try:
+            is_one = path.suffix.lower() in ENDINGS or is_model_folder(path) or bool(versions_in(path))
+        except OSError:
+            is_one = True
+        if is_one:
             found.setdefault(reachable(path), []).append(path)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -36,6 +36,15 @@ class Place:
         versions: dict[int, Path | None] = {**versions_in(self.path)}
         return versions or ({} if self.listed and not self.path.exists() else {1: self.path})
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether it can be seen what is there."""
+        try:
+            self.versions()
+        except OSError:
+            return False
+        return True
+
     def beside(self) -> Beside:
         """Return the settings that stand beside it. Raises StartupError."""
         try:
@@ -57,7 +66,7 @@ def places_of(settings: Settings) -> list[Place]:
         if any(place.name == name for place in places):
             raise StartupError(f"--model: two models are called {name}: give one another name, NAME={option.model}.")
         places.append(Place(name, model, Path(model) if is_path else None, option.values))
-    return places or ([] if settings.model_dir else places_of(replace(settings, model="resnet50")))
+    return places
 
 
 def places_in(folder: Path) -> list[Place]:

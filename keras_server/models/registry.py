@@ -58,12 +58,14 @@ class Registry:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.models: dict[str, Model] = {}  # the default first
+        self.models: dict[str, Model] = {}
+        self.default = ""  # the first that was served; no other takes its place while it is being loaded again
 
     def names(self) -> tuple[str, ...]:
         """Return the names of what is served, the default first."""
         with self.lock:
-            return tuple(name for name, model in self.models.items() if model.versions)
+            names = [name for name, model in self.models.items() if model.versions]
+            return tuple(sorted(names, key=lambda name: name != self.default))
 
     def versions(self, name: str) -> tuple[Served, ...]:
         """Return the versions of a model, the newest first."""
@@ -88,7 +90,10 @@ class Registry:
     def found(self, name: str | None, version: str | None, label: str | None) -> Served:
         """Do what find() does, with the lock held."""
         if name is None:
-            name = next((name for name, model in self.models.items() if model.versions), None)
+            default = self.models.get(self.default)
+            is_there = default and (default.versions or default.missing)
+            others = (name for name, model in self.models.items() if model.versions)
+            name = self.default if is_there else next(others, None)
         if name is None:
             raise NotLoaded
         model = self.models.get(name)
@@ -117,7 +122,9 @@ class Registry:
 
     def put(self, name: str, number: int, served: Served) -> Served | None:
         """Serve a version from now on; returns what had its place, to be retired."""
+        served.metrics.begin(served.spec.engine, served.spec.precision, lambda: served.batcher.waiting)
         with self.lock:
+            self.default = self.default or name
             model = self.models.setdefault(name, Model())
             old = model.versions.pop(number, None)
             model.versions = dict(sorted([*model.versions.items(), (number, served)], key=lambda item: item[0]))

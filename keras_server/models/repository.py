@@ -1,6 +1,6 @@
 """Several models and their versions: loads what the options name and a folder holds, and follows what changes there.
 
-One thread, and whoever asks for a model by the repository's API, loads one model after the other. A new version has
+One thread loads one model after the other, also for whoever asks for one by the repository's API. A new version has
 been converted, checked and warmed up before requests get it; those that have the old one end on it.
 """
 
@@ -12,7 +12,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from keras_server.models.engines import NICENESS
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import Files, beside_of, state_of, versions_in
 from keras_server.models.leaving import Leaving
+from keras_server.models.orders import Order, Orders
 from keras_server.models.places import Place, places_in, places_of
 from keras_server.models.registry import Model, Registry, UnknownModel, in_words, serve_source, short, warn
 from keras_server.models.served import Served
@@ -33,6 +34,7 @@ from keras_server.telemetry import LOADS, forget_loads
 log = logging.getLogger("keras_server")
 
 SETTLED_SECONDS = 1.0  # in which what is whole does not change
+LAST_SECONDS = 5.0  # in which what is being loaded is finished, as the process ends
 Key = tuple[str, int]  # a model and its version
 State = tuple[Files, tuple[tuple[str, str], ...]]  # what a version is made from: its files, and the settings beside it
 DYING = "Its thread has ended: it is being loaded again."
@@ -45,7 +47,11 @@ def load(settings: Settings) -> Served | Registry:
 
 def has_several(settings: Settings) -> bool:
     """Return whether the settings name several models or versions, or one that may change."""
-    several = settings.models or settings.model_dir or settings.watch or settings.versions > 1
+    if settings.models or settings.model_dir:
+        return True
+    if not settings.model:
+        return False  # what is served where none was named never changes
+    several = settings.watch or settings.versions > 1
     return bool(several or (os.path.isdir(settings.model) and versions_in(Path(settings.model))))
 
 
@@ -68,15 +74,17 @@ class Repository(Registry):
         self.said: set[str] = set()  # sentences that need no repeating
         self.unsaid: list[str] = []  # refusals that the log does not know of yet
         self.unsettled = False
+        self.ending = False  # nothing is loaded any more
         self.leaving = Leaving(settings.timeout)
         self.last_resort: Callable[[], None] = lambda: None
-        self.orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.orders = Orders()
         try:
             self.begin()
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self.follow, name="repository", daemon=True).start()
+        self.thread = threading.Thread(target=self.follow, name="repository", daemon=True)
+        self.thread.start()
 
     def begin(self) -> None:
         """Load everything for the first time. Raises StartupError as the constructor."""
@@ -88,6 +96,8 @@ class Repository(Registry):
             self.tell()
             if not model.versions:
                 model.missing = self.reason(place.name)
+                if not place.is_readable:  # nobody knows that it is one
+                    del self.models[place.name]
         if not self.names():
             raise StartupError(f"--model-dir: there is no model in {self.folder} that can be served.")
 
@@ -140,22 +150,31 @@ class Repository(Registry):
         try:
             found, versions = self.settings_beside(place), place.versions()
         except (StartupError, OSError) as error:
-            self.flaws[place.name] = str(error)
-            self.say_once(f"{place.name}: {error}")
+            unreadable = f"{place.path} cannot be read ({getattr(error, 'strerror', None) or error})."
+            self.flaws[place.name] = str(error) if isinstance(error, StartupError) else unreadable
+            self.say_once(f"{place.name}: {self.flaws[place.name]}")
             return
         self.flaws.pop(place.name, None)
+        self.forget(place.name, versions)
         kept: list[int] = []
         for number in sorted(versions, reverse=True):
             if len(kept) < self.settings.versions and self.bring(place, number, versions[number], found, patient):
                 kept.append(number)
+        self.label(place.name, found.version_labels)
         served = {number for name, number in self.loaded if name == place.name}
         if kept or (place.listed and not versions):  # else what is served stays until something takes its place
             for number in served - {*kept}:
                 log.info("Version %d of %s is no longer served.", number, place.name)
                 self.retire(place.name, number)
+
+    def label(self, name: str, labels: Mapping[str, int]) -> None:
+        """Have labels stand for versions of a model: each for its old one until the new one is served."""
         with self.lock:
-            if place.name in self.models:
-                self.models[place.name].labels = found.version_labels
+            if model := self.models.get(name):
+                model.labels = {
+                    label: number if number in model.versions else model.labels.get(label, number)
+                    for label, number in labels.items()
+                }
 
     def settings_beside(self, place: Place) -> Beside:
         """Return what stands beside a model, read anew where it has changed. Raises StartupError."""
@@ -166,8 +185,8 @@ class Repository(Registry):
 
     def reason(self, name: str) -> str:
         """Return why nothing is served of a model, as a sentence."""
-        reasons = [reason for (other, _), (_, reason) in self.refused.items() if other == name]
-        return self.flaws.get(name) or next(iter(reasons), "It has no version that is whole.")
+        reasons = {number: reason for (other, number), (_, reason) in self.refused.items() if other == name}
+        return self.flaws.get(name) or (reasons[max(reasons)] if reasons else "It has no version that is whole.")
 
     def bring(self, place: Place, number: int, path: Path | None, found: Beside, patient: bool) -> bool:
         """Serve a version as it is now, if it can be; returns whether it is served, be it as it was before."""
@@ -175,7 +194,10 @@ class Repository(Registry):
         state = self.state_of(path, found)
         is_served = key in self.loaded
         if self.loaded.get(key) == state:
+            self.refused.pop(key, None)  # what had taken its place is gone
             return True
+        if self.ending:
+            return is_served
         if patient and self.seen.get(key) != state:
             self.seen[key], self.unsettled = state, True
             return is_served
@@ -233,7 +255,7 @@ class Repository(Registry):
     def let_leave(self, served: Served) -> None:
         """Have a version closed once no request has it; the thread then sees to its memory."""
         self.leaving.add(served)
-        self.orders.put(self.leaving.tidy)
+        self.orders.give(self.leaving.tidy)
 
     def remove(self, name: str) -> None:
         """Serve a model no more, and forget it."""
@@ -241,9 +263,13 @@ class Repository(Registry):
             self.retire(name, number)
         with self.lock:
             self.models.pop(name, None)
-        self.refused = {key: value for key, value in self.refused.items() if key[0] != name}
-        self.seen = {key: value for key, value in self.seen.items() if key[0] != name}
+        self.forget(name)
         self.beside.pop(name, None)
+
+    def forget(self, name: str, but: Container[int] = ()) -> None:
+        """Forget what was seen or refused of a model's versions, but for those that are there."""
+        self.refused = {key: value for key, value in self.refused.items() if key[0] != name or key[1] in but}
+        self.seen = {key: value for key, value in self.seen.items() if key[0] != name or key[1] in but}
 
     # What others ask for
 
@@ -258,25 +284,36 @@ class Repository(Registry):
         return rows + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in sorted(self.unloaded)]
 
     def load(self, name: str) -> None:
-        """Serve a model of the folder, as it is now. Raises UnknownModel, or StartupError where it cannot be served."""
-        with self.loading:
-            place = self.listed(name)
-            self.unloaded.discard(name)
-            self.refresh(place, patient=False)
-            self.tell()
-            newest = max(place.versions(), default=1)
-            if (name, newest) in self.refused or not self.versions(name):
+        """Serve a model of the folder, as it is now.
+
+        Raises UnknownModel, StartupError where it cannot be served, or Overdue: then it is still loaded.
+        """
+
+        def load() -> None:
+            with self.loading:
+                place = self.listed(name)
+                self.unloaded.discard(name)
+                self.refresh(place, patient=False)
+                self.tell()
+            versions = [number for other, number in (*self.loaded, *self.refused) if other == name]
+            if name in self.flaws or not self.versions(name) or (name, max(versions)) in self.refused:
                 raise StartupError(self.reason(name))
 
+        self.orders.have_done(load)
+
     def unload(self, name: str) -> None:
-        """Serve a model of the folder no more, until it is loaded again. Raises UnknownModel."""
-        with self.loading:
-            self.listed(name)
-            self.unloaded.add(name)
-            self.remove(name)
+        """Serve a model of the folder no more, until it is loaded again. Raises UnknownModel, or as load()."""
+
+        def unload() -> None:
+            with self.loading:
+                self.listed(name)
+                self.unloaded.add(name)
+                self.remove(name)
+
+        self.orders.have_done(unload)
 
     def listed(self, name: str) -> Place:
-        """Return the place of a model in the folder. Raises UnknownModel."""
+        """Return the place of a model in the folder. Raises UnknownModel, or StartupError where that cannot be read."""
         places = {place.name: place for place in self.places() if place.listed}
         if name not in places:
             there = in_words([*places]) or "none"
@@ -285,7 +322,7 @@ class Repository(Registry):
 
     def look_soon(self) -> None:
         """Have the thread look at once; callable from anywhere."""
-        self.orders.put(self.look)
+        self.orders.give(self.look)
 
     def on_death(self, do: Callable[[], None]) -> None:
         """Have it done where the thread of the only model ends; one of several is loaded again."""
@@ -303,17 +340,21 @@ class Repository(Registry):
             del model.versions[number]
             model.missing = DYING
         log.critical("The thread of %s has ended: the model is loaded again.", name)
-        self.orders.put(functools.partial(self.revive, name, number))
+        self.orders.give(functools.partial(self.revive, name, number))
         served.retire()
 
     def revive(self, name: str, number: int) -> None:
         """Load a version again."""
         with self.loading:
             self.loaded.pop((name, number), None)
-            for place in self.places():
-                if place.name == name:
-                    self.refresh(place, patient=False)
-                    self.tell()
+            places: list[Place] = []
+            try:
+                places = [place for place in self.places() if place.name == name and name not in self.unloaded]
+            except StartupError as error:
+                self.flaws[name] = str(error)
+            for place in places:
+                self.refresh(place, patient=False)
+                self.tell()
             with self.lock:
                 if name in self.models and self.models[name].missing == DYING:
                     self.models[name].missing = self.reason(name)
@@ -324,9 +365,9 @@ class Repository(Registry):
         while True:
             watch = self.settings.watch or None
             soon = min(watch or SETTLED_SECONDS, SETTLED_SECONDS)
-            order: Callable[[], None] | None = self.look if watch or self.unsettled else self.leaving.tidy
+            order: Order | None = self.look if watch or self.unsettled else self.leaving.tidy
             with contextlib.suppress(queue.Empty):
-                order = self.orders.get(timeout=soon if self.unsettled or self.leaving.waiting else watch)
+                order = self.orders.take(soon if self.unsettled or self.leaving.waiting else watch)
             if not order:
                 return
             try:
@@ -335,7 +376,16 @@ class Repository(Registry):
             except Exception:
                 log.exception("The models could not be looked at")
 
+    def end(self) -> None:
+        """Load nothing any more, and wait for the thread, for LAST_SECONDS at most.
+
+        Where OpenVINO works for a thread while Python ends, the process is aborted. A process that converts is left.
+        """
+        self.ending = True
+        self.orders.give(None)
+        self.thread.join(LAST_SECONDS)
+
     def close(self) -> None:
         """Serve nothing any more, and let the thread end."""
-        self.orders.put(None)
+        self.orders.give(None)
         super().close()

@@ -38,7 +38,6 @@ class Served:
         self.spec, self.version, self.settings = spec, version, settings
         self.metrics = ModelMetrics(spec.name, self.version_name)
         self.batcher = Batcher(engine, max_batch, queue_size, engine.lanes, self.metrics)
-        self.metrics.begin(spec.engine, spec.precision, lambda: self.batcher.waiting)
         # Who waits for a heat map holds one of the front's threads; this many leave the predictions enough of them.
         self.explainer = Explainer(spec, explain, min(max_batch, queue_size), self.metrics)
         self.holding = threading.Lock()

@@ -13,6 +13,7 @@ from PIL import Image
 
 import run_keras_server as server
 from keras_server import telemetry
+from keras_server.api.context import group_of
 from keras_server.models.registry import PredictorEngine, Registry
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec, Tensor
@@ -242,3 +243,36 @@ def test_nothing_is_loaded_that_was_not_allowed(client: FlaskClient) -> None:
         answer = client.post(path)
         assert answer.status_code == 403
         assert answer.json["error"].endswith("start the server with --model-dir.")
+
+
+@pytest.mark.parametrize(
+    ("target", "group"),
+    [
+        ("/predict", ""),
+        ("/predict?model=cats", ""),  # the default
+        ("/predict?model=dogs", "dogs"),
+        ("/predict?top=1&model=dogs", "dogs"),
+        ("/predict?model=dogs&model=cats", "dogs"),
+        ("/predict?model=cats&model=dogs", ""),
+        ("/predict?model=&model=dogs", ""),
+        ("/predict?%6dodel=%64ogs", "dogs"),
+        ("/predict?x?model=dogs", ""),
+        ("/explain?model=hats", ""),
+        ("/models/dogs/predict?model=cats", "dogs"),
+        ("/models/d%6fgs/explain", "dogs"),
+        ("/v1/models/dogs:predict", "dogs"),
+        ("/v1/models/dogs/versions/1:predict", "dogs"),
+        ("/v2/models/dogs/infer?", "dogs"),
+        ("/v2/models/na%C3%AFve/infer", "naïve"),
+        ("/predict?model=na\xc3\xafve", "naïve"),  # as the front reads bytes beyond ASCII
+        ("/v2/repository/models/cats/load", "/v2/repository/"),
+    ],
+)
+def test_requests_are_grouped_by_the_model_that_answers_them(client: FlaskClient, target: str, group: str) -> None:
+    """Else a stuck model's requests would wait among those of another."""
+    assert isinstance(server.model, Registry)
+    server.model.put("naïve", 1, made("naïve", None, 1))
+    assert group_of(server.app, target) == group
+    found = server.app.test_client().post(target, **PNG)
+    if "predict" in target.partition("?")[0] and found.status_code == 200 and "v1" not in target:
+        assert found.json["model"] == (group or "cats")

@@ -14,7 +14,7 @@ from multiplying import times
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
 from keras_server.models.registry import NotServed, Registry, UnknownModel
-from keras_server.models.repository import Repository, load
+from keras_server.models.repository import Repository, has_several, load
 from keras_server.readers import model_option
 from keras_server.settings import Settings, read_settings
 
@@ -214,3 +214,11 @@ def test_a_folder_without_models_ends_the_start(folder: str) -> None:
     Path("file").touch()
     with pytest.raises(StartupError, match=f"--model-dir: .*{folder}"):
         load(Settings(model_dir=folder))
+
+
+def test_what_was_not_named_cannot_change() -> None:
+    """So it stays ResNet50, or the bundled one where its weights cannot be had."""
+    for settings in (Settings(watch=1), Settings(versions=2), Settings()):
+        assert not has_several(settings)
+    for settings in (Settings(model="bundled", watch=1), Settings(model="x", versions=2), Settings(model_dir="m")):
+        assert has_several(settings)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shutil
 import threading
 import time
@@ -19,12 +20,13 @@ from test_repository import factor, house, look_twice, serve
 
 from keras_server import telemetry
 from keras_server.models import repository as repositories
-from keras_server.models.batcher import ModelDied
+from keras_server.models.batcher import ModelDied, Overdue
 from keras_server.models.errors import StartupError
 from keras_server.models.export import Cache, keep
 from keras_server.models.registry import NotServed, UnknownModel
 from keras_server.models.repository import Repository
 from keras_server.models.served import Served
+from keras_server.ticket import TICKET, Ticket
 
 __all__ = ["house", "serve"]  # fixtures
 Serve = Callable[..., Repository]
@@ -272,12 +274,13 @@ def test_one_whose_thread_ends_is_loaded_again(serve: Serve, monkeypatch: pytest
         kill(served.find("cats"))
         wait_until(lambda: served.problem(30))
         assert served.problem(30) == "cats: Its thread has ended: it is being loaded again."
-        with pytest.raises(NotServed, match="cats is not served: Its thread has ended"):
-            served.find("cats")
+        for name in ("cats", None):  # another model's labels would be wrong ones
+            with pytest.raises(NotServed, match="cats is not served: Its thread has ended"):
+                served.find(name)
         assert factor(served, "dogs") == 2
-        assert factor(served) == 2
     wait_until(lambda: not served.problem(30))
     assert factor(served, "cats") == 1
+    assert factor(served) == 1
     assert served.names() == ("cats", "dogs")
     Path("m/cats.xml").write_text("text")
     kill(served.find("cats"))
@@ -391,3 +394,175 @@ def test_the_old_one_stays_while_its_successor_is_not_ready(serve: Serve) -> Non
     Path("m/cats/3").write_text("text")
     look_twice(served)
     assert factor(served, "cats") == 2
+
+
+@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_that_was_unloaded_is_not_loaded_again_for_its_thread_has_ended(serve: Serve) -> None:
+    for number, name in enumerate(("cats", "dogs", "birds")):
+        times(Path(f"m/{name}.xml"), number)
+    served = serve("--model-dir", "m")
+    with served.loading:
+        kill(served.find("cats"))
+        wait_until(lambda: served.problem(30))
+        served.unloaded.add("cats")
+        served.remove("cats")
+    Path("m").rename("away")  # so that no place can be found
+    kill(served.find("dogs"))
+    wait_until(lambda: "m cannot be read" in served.problem(30))
+    assert served.names() == ("birds",)
+    Path("away").rename("m")
+    look_twice(served)
+    assert served.names() == ("birds", "dogs")
+
+
+def test_the_default_stays_the_default(serve: Serve) -> None:
+    """Also once it has been unloaded, loaded, removed, and is there again."""
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    served.unload("cats")
+    assert (factor(served), served.names()) == (2, ("dogs",))
+    served.load("cats")
+    assert (factor(served), served.names()) == (1, ("cats", "dogs"))
+    Path("m/cats.xml").rename("cats.xml")
+    look_twice(served)
+    assert served.names() == ("dogs",)
+    Path("cats.xml").rename("m/cats.xml")
+    look_twice(served)
+    assert (factor(served), served.names()) == (1, ("cats", "dogs"))
+
+
+def test_a_label_stands_for_its_old_version_until_the_new_one_is_served(serve: Serve) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    toml = Path("m/cats.toml")
+    toml.write_text("[version_labels]\nstable = 1")
+    served = serve("--model-dir", "m")
+    times(Path("m/cats/2/model.xml"), 2)
+    toml.write_text("[version_labels]\nstable = 2\nnext = 3")
+    served.look()
+    assert factor(served, "cats", None, "stable") == 1
+    with pytest.raises(UnknownModel, match='There is no version "3" of cats'):
+        served.find("cats", None, "next")
+    served.look()
+    assert factor(served, "cats", None, "stable") == 2
+
+
+def test_what_is_gone_or_good_again_is_not_said_to_be_refused(serve: Serve) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    Path("m/cats/2").write_text("text")
+    look_twice(served)
+    assert [row["state"] for row in served.index()] == ["READY", "UNAVAILABLE"]
+    Path("m/cats/2").unlink()
+    served.look()
+    assert served.index() == [{"name": "cats", "version": "1", "state": "READY", "reason": ""}]
+    assert not served.seen
+    Path("m/cats/1").rename("good")
+    Path("m/cats/1").write_text("text")
+    with pytest.raises(StartupError, match="but a text file"):
+        served.load("cats")
+    Path("m/cats/1").unlink()
+    Path("good").rename("m/cats/1")
+    served.load("cats")
+    assert factor(served, "cats") == 1
+
+
+def test_loading_one_with_broken_settings_fails(serve: Serve) -> None:
+    """Though the old one is served: it is not what was asked for."""
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    Path("m/cats.toml").write_text("crop = ")
+    with pytest.raises(StartupError, match=re.escape("cats.toml is no TOML")):
+        served.load("cats")
+    Path("m/cats.toml").write_text("x = " + 100_000 * "[")
+    with pytest.raises(StartupError, match=re.escape("cats.toml is no TOML")):
+        served.load("cats")
+    assert factor(served, "cats") == 1
+    Path("m/cats.toml").unlink()
+    served.load("cats")
+
+
+def test_a_folder_that_nobody_may_read_is_passed_over(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found on a disk of its own; one that could be read before goes on."""
+    times(Path("m/cats/1/model.xml"), 1)
+    times(Path("m/dogs/1/model.xml"), 2)
+    Path("m/lost+found").mkdir()
+    closed, listdir = ["lost+found"], os.listdir
+
+    def list_some(path: Any) -> list[str]:
+        if Path(path).name in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", list_some)
+    served = serve("--model-dir", "m")
+    assert served.names() == ("cats", "dogs")
+    assert served.problem(30) == ""
+    closed.append("dogs")
+    look_twice(served)
+    assert factor(served, "dogs") == 2
+    with pytest.raises(StartupError, match=re.escape("m/dogs cannot be read (Permission denied).")):
+        served.load("dogs")
+
+
+def test_one_that_was_loaded_for_nothing_leaves_the_metrics_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    real = repositories.serve_source
+
+    def changing(*arguments: Any) -> Served:
+        made = real(*arguments)
+        times(Path("m/cats.xml"), 3)
+        return made
+
+    monkeypatch.setattr(repositories, "serve_source", changing)
+    times(Path("m/cats.xml"), 2)
+    look_twice(served)
+    served.find("cats").batcher.waiting = 7
+    name, labels = "keras_server_queue_length", {"model": "cats", "version": "1"}
+    assert telemetry.METRICS.get_sample_value(name, labels) == 7
+    served.find("cats").batcher.waiting = 0
+
+
+def test_who_asks_for_a_load_waits_no_longer_than_its_request(serve: Serve) -> None:
+    """And not in the way of the process's end, as the threads of requests are."""
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats.xml"), 2)
+    TICKET.set(Ticket(0.2))
+    try:
+        with served.loading, pytest.raises(Overdue):
+            served.load("cats")
+    finally:
+        TICKET.set(None)
+    wait_until(lambda: factor(served, "cats") == 2)
+
+
+def test_what_is_being_loaded_is_finished_before_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else begun: Python ends badly in the midst of native code."""
+    times(Path("m/cats.xml"), 1)
+    served = serve("--model-dir", "m")
+    real, begun, go_on = repositories.serve_source, list[str](), threading.Event()
+
+    def slowly(*arguments: Any) -> Served:
+        begun.append(arguments[2])
+        go_on.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(repositories, "serve_source", slowly)
+    for name in ("a", "b"):
+        times(Path(f"m/{name}.xml"), 2)
+    served.look()
+    served.look_soon()
+    wait_until(lambda: begun)
+    monkeypatch.setattr(repositories, "LAST_SECONDS", 0.1)
+    served.end()
+    assert served.thread.is_alive(), "what is stuck is not waited for"
+    monkeypatch.setattr(repositories, "LAST_SECONDS", 20)
+    threading.Timer(0.2, go_on.set).start()
+    served.end()
+    assert not served.thread.is_alive()
+    assert begun == ["a"]
+    assert factor(served, "a") == 2
