@@ -124,7 +124,7 @@ class ModelOption:
 
 def model_option(text: str) -> ModelOption:
     """Read a model with its name and settings; a file or folder that is there may have any name itself."""
-    named = re.match(r"([\w.-]+)=(?=.)", text) if not os.path.exists(text) else None
+    named = re.match(r"(?!\.+=)([\w.-]+)=(?=.)", text) if not os.path.exists(text) else None
     rest = text[named.end() :] if named else text
     # The model is what comes before the settings; where several divisions are possible, one that is there.
     ends = [found.start() for found in re.finditer(r",(?=\w+=)", rest)]

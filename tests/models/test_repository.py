@@ -64,6 +64,7 @@ def test_names_and_settings_of_models_are_read(tmp_path: Path) -> None:
         "a=b.keras": ("", "a=b.keras", {}),
         "cats=cats.keras": ("cats", "cats.keras", {}),
         "digits=./digits": ("digits", "./digits", {}),
+        "..=cats.keras": ("", "..=cats.keras", {}),  # no address could hold that name
         "resnet50": ("", "resnet50", {}),
         "cats=cats.keras,preprocess=tf,labels=c.txt": ("cats", "cats.keras", {"preprocess": "tf", "labels": "c.txt"}),
         "x,y=1.keras": ("", "x,y=1.keras", {}),
