@@ -166,7 +166,8 @@ def test_what_openvino_is_to_compute_and_cannot_is_refused_before_any_server_sta
 
 def test_an_export_what_openvino_reads_and_several_models_are_shared_as_they_are(bundled: Path, tmp_path: Path) -> None:
     one, foreign, folder = (str(path) for path in (bundled, bundled / "model.xml", bundled.parent))
-    for settings in (Settings(model=one), Settings(model=foreign), Settings(model_dir=folder), Settings(watch=1.0)):
+    watched = Settings(model="my.keras", watch=1.0)
+    for settings in (Settings(model=one), Settings(model=foreign), Settings(model_dir=folder), watched):
         assert exported(settings, tmp_path / "out") is settings
     assert not (tmp_path / "out").exists()
 
