@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     service.settings = settings = replace(service.settings, model=context.params["model"], **values_of(context, ROWS))
     try:
         photos = [read(each.photo) for each in expected]
-        opened = open_model(Source(settings.model, settings.weights, settings.unsafe_model, settings.import_), settings)
+        opened = open_model(Source.of(settings), settings)
         check_labels(opened.spec, expected)
         failed = [*compare(opened, settings, photos, expected)]
         for sentence in failed:

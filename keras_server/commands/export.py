@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise StartupError(f"{out} is there already: name a folder that is not, or remove it.")
-        source = Source(settings.model, settings.weights, settings.unsafe_model, settings.import_)
+        source = Source.of(settings)
         export = write(source, settings, out, chosen)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -112,7 +112,7 @@ def exported(settings: Settings, folder: Path) -> Settings:
     """
     if has_several(settings):
         return settings
-    source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
+    source = Source.of(settings, settings.model or "resnet50")
     if source.is_export or source.is_foreign:
         return settings
     check_keras()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from keras_server.models.addresses import fetch
 from keras_server.models.beside import beside
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
-from keras_server.models.source import Source, reachable
+from keras_server.models.source import Source, named_path, reachable
 from keras_server.readers import ModelOption
 from keras_server.settings import Beside, Settings
 
@@ -61,11 +59,11 @@ def places_of(settings: Settings) -> list[Place]:
     places: list[Place] = []
     for option in options:
         model = fetch(option.model, settings.sha256, settings.cache_dir)
-        is_path = model != "bundled" and (re.search(r"[./\\]", model) or os.path.exists(model))
-        name = option.name or (reachable(Path(model)) if is_path else Source(model).name)
+        path = None if model == "bundled" else named_path(model)
+        name = option.name or (reachable(path) if path else Source(model).name)
         if any(place.name == name for place in places):
             raise StartupError(f"--model: two models are called {name}: give one another name, NAME={option.model}.")
-        places.append(Place(name, model, Path(model) if is_path else None, option.values))
+        places.append(Place(name, model, path, option.values))
     return places
 
 

@@ -266,7 +266,7 @@ def serve_source(
 
 def load(settings: Settings) -> Served:
     """Return the model that the settings name; without one resnet50, or else the bundled one. Raises StartupError."""
-    source = Source(settings.model or "resnet50", settings.weights, settings.unsafe_model, settings.import_)
+    source = Source.of(settings, settings.model or "resnet50")
     if settings.model:
         served = serve_source(source, settings)
         warn(source, served, settings)

@@ -241,7 +241,7 @@ class Repository(Registry):
             found = replace(found, values={**own.values, **found.values}, where=found.where or own.where)
         model = str(path or place.model)
         own_settings = replace(settings_for(settings, found, place.own), model=model, models=())
-        source = Source(model, settings.weights, settings.unsafe_model, settings.import_)
+        source = Source.of(settings, model)
         served = serve_source(source, settings, place.name, version, own_settings)
         warn(source, served, own_settings)
         return served

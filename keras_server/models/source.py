@@ -16,6 +16,7 @@ from keras_server.models.errors import DownloadError, StartupError
 from keras_server.models.files import load_file, training_loss
 from keras_server.models.kinds import check_program, check_weights, find_model, foreign_format, is_export
 from keras_server.models.tracing import import_keras, reason_of
+from keras_server.settings import Settings
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled" / "efficientnet_lite0.keras"
 
@@ -27,8 +28,7 @@ class Source:
 
     def __init__(self, model: str, weights: str = "", unsafe: bool = False, imports: Sequence[str] = ()):
         """Look whether it can be there at all. `imports` are files of Python to run first. Raises StartupError."""
-        is_path = re.search(r"[./\\]", model) or os.path.exists(model)
-        named = BUNDLED if model == "bundled" else Path(model) if is_path else None
+        named = BUNDLED if model == "bundled" else named_path(model)
         self.path = find_model(named) if named else None
         self.name = reachable(named) if named else check_architecture(model.lower())
         self.model, self.weights, self.unsafe = model, weights, unsafe
@@ -42,6 +42,12 @@ class Source:
             check_program(file)
         if weights:
             check_weights(Path(weights))
+
+    @classmethod
+    def of(cls, settings: Settings, model: str | None = None) -> Source:
+        """Look for the model that the settings name, or for another one with what they say. Raises StartupError."""
+        model = settings.model if model is None else model
+        return cls(model, settings.weights, settings.unsafe_model, settings.import_)
 
     @property
     def has_labels(self) -> bool:
@@ -77,6 +83,11 @@ class Source:
             if self.weights:
                 raise StartupError(f"{self.weights} does not fit {self.name}: {reason_of(error)}") from None
             raise DownloadError(self.name, reason_of(error).rpartition(" -- ")[2]) from None
+
+
+def named_path(model: str) -> Path | None:
+    """Return the file or folder that --model names, which need not be there; None where it names an architecture."""
+    return Path(model) if re.search(r"[./\\]", model) or os.path.exists(model) else None
 
 
 def reachable(path: Path) -> str:
