@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_server import images
 from keras_server.models.errors import StartupError
+from keras_server.models.export import digest
 from keras_server.models.kinds import HEAD, readable
 from keras_server.models.spec import Spec, Tensor, numpy_type
 from keras_server.settings import Settings
@@ -62,12 +63,6 @@ def look(path: Path) -> str:
     if path.is_dir() and len(sums) < LEAST:
         raise StartupError(f"--calibrate: {path} holds {len(sums) or 'no'} different pictures: {ENOUGH}.")
     return hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
-def digest(file: Path) -> str:
-    """Return a file's checksum. Raises OSError."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_kind(path: Path) -> None:

@@ -101,7 +101,7 @@ def in_child(program: str, name: str, job: Job | QuantizeJob, announcement: str)
         if "folder" in told:
             return Path(told["folder"])
         if late.is_set():
-            sentence = f"the process that converts it was still {stage} after {LONGEST:.0f} seconds, and was ended."
+            sentence = f"the process that {program}s it was still {stage} after {LONGEST:.0f} seconds, and was ended."
             raise StartupError(f"{name} cannot be served: {sentence}")
         noise.seek(0)
         print(noise.read(), file=sys.stderr)
