@@ -645,31 +645,31 @@ def test_the_bundled_model_from_the_command_line(tmp_path: Path, cache: str) -> 
     assert (tmp_path / "s.html").stat().st_size > 10_000
 
 
-def test_a_copy_of_the_file_under_another_name_uses_its_own_functions(tmp_path: Path) -> None:
-    text = SERVICE.read_text("utf-8").replace(
-        'if __name__ == "__main__":',
-        "class Always:\n    def predict(self, batch):\n        return np.eye(1000)[[7] * len(batch)]\n\n\n"
-        "def load_model():\n    global model\n    model = Always()\n\n\n"
-        'if __name__ == "__main__":',
-    )
-    (tmp_path / "edited.py").write_text(text, "utf-8")
-    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (9, 9))))
+def edited(folder: Path, functions: str) -> tuple[list[str], dict[str, str]]:
+    """Write a copy of the file with more functions; returns the command that labels a picture with it, and its
+    environment.
+    """
+    start = 'if __name__ == "__main__":'
+    (folder / "edited.py").write_text(SERVICE.read_text("utf-8").replace(start, functions + start), "utf-8")
+    (folder / "a.png").write_bytes(encode(Image.new("RGB", (9, 9))))
     command = [sys.executable, "edited.py", "predict", "a.png", "--output", "out.csv"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return command, os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_a_copy_of_the_file_under_another_name_uses_its_own_functions(tmp_path: Path) -> None:
+    command, environment = edited(
+        tmp_path,
+        "class Always:\n    def predict(self, batch):\n        return np.eye(1000)[[7] * len(batch)]\n\n\n"
+        "def load_model():\n    global model\n    model = Always()\n\n\n",
+    )
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=PATIENCE, capture_output=True)
     assert ",cock,1.000000,," in (tmp_path / "out.csv").read_text()
 
 
 def test_ctrl_c_while_the_model_loads_ends_at_once(tmp_path: Path) -> None:
-    text = SERVICE.read_text("utf-8").replace(
-        'if __name__ == "__main__":',
-        'def load_model():\n    import time\n\n    print("Loading", flush=True)\n    time.sleep(600)\n\n\n'
-        'if __name__ == "__main__":',
+    command, environment = edited(
+        tmp_path, 'def load_model():\n    import time\n\n    print("Loading", flush=True)\n    time.sleep(600)\n\n\n'
     )
-    (tmp_path / "edited.py").write_text(text, "utf-8")
-    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (9, 9))))
-    command = [sys.executable, "edited.py", "predict", "a.png", "--output", "out.csv"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
