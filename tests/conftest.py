@@ -76,6 +76,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--base-url", metavar="URL", help="server for test_contract.py, instead of one of its own")
 
 
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """A command takes the log for itself: it is a process of its own, whose standard error ends with the test."""
+    log = server.log
+    handlers, propagate, level = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = handlers, propagate
+    log.setLevel(level)
+
+
 class FakeModel:
     """Answers with class 235, German_shepherd, and remembers what it was asked."""
 

@@ -31,7 +31,6 @@ SERVICE = str(ROOT / "run_keras_server.py")
 def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("settings", "model"):
         monkeypatch.setattr(server, name, getattr(server, name))
-    monkeypatch.setattr(server.log, "propagate", True)
     monkeypatch.setenv("KERAS_SERVER_CACHE_DIR", str(tmp_path / "cache"))
 
 
