@@ -165,7 +165,7 @@ def serve(systemd: Systemd) -> int:
     hung_up = threading.Event()
     if repository.has_several(settings):  # for a look at the folder, which may have been looked at by now
         on_hang_up(hung_up.set)
-    served = start_model()
+    spec = start_model().spec  # and no more of it, or its first version would stay in memory for ever
     reached = [listener for listener in listeners if not is_local(listener)]
     if not settings.api_key and reached:
         host = reached[0].getsockname()[0]
@@ -187,7 +187,7 @@ def serve(systemd: Systemd) -> int:
     front.start()
     url = url_of(listeners[0])
     say(
-        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {served.spec.precision} on {url}",
+        f" * Serving {', '.join(app.registry.names())} with {spec.engine} in {spec.precision} on {url}",
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()
