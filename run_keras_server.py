@@ -24,7 +24,7 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, spans, telemetry
+from keras_server import api, images, resampling, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
@@ -188,6 +188,7 @@ def serve(systemd: Systemd) -> int:
     url = url_of(listeners[0])
     say(
         f" * Serving {', '.join(app.registry.names())} with {spec.engine} in {spec.precision} on {url}",
+        *([f" * Pictures are resized by {resampling.RESIZER}"] if spec.image else []),
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()

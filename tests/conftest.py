@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import run_keras_server as server
+from keras_server import resampling
 from keras_server.models import convert, opening, precision, quantize
 from keras_server.models.engines import Engine
 from keras_server.models.registry import Predictor, PredictorEngine
@@ -156,6 +157,12 @@ def serve_with(monkeypatch: pytest.MonkeyPatch, predictor: Predictor | None = No
     served = Served(Spec(**values), PredictorEngine(predictor or FakeModel()))
     monkeypatch.setattr(server, "model", served)
     return server.app.test_client()
+
+
+@pytest.fixture
+def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Pillow resize, for whoever compares to the last bit; test_resampling.py compares what else does with it."""
+    monkeypatch.setattr(resampling, "simd", None)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
