@@ -66,7 +66,7 @@ class Repository(Registry):
         self.named = places_of(settings)
         self.loading = threading.RLock()  # what follows belongs to whoever has it
         self.loaded: dict[Key, State] = {}
-        self.refused: dict[Key, tuple[State, str]] = {}  # and why
+        self.refused: dict[Key, tuple[State | None, str]] = {}  # and why; without a state it is tried again
         self.seen: dict[Key, State] = {}  # at the last look, and not loaded since
         self.beside: dict[str, tuple[Files, Beside]] = {}  # what stood beside each model, as those files were
         self.flaws: dict[str, str] = {}  # in that, as sentences
@@ -320,9 +320,15 @@ class Repository(Registry):
             raise UnknownModel(f"There is no model {short(name)} in the folder of --model-dir: it has {there}.")
         return places[name]
 
+    def look_again(self) -> None:
+        """Look, and try again what was refused: want of room, or of a connection, may have passed."""
+        with self.loading:
+            self.refused = {key: (None, reason) for key, (_, reason) in self.refused.items()}
+            self.look()
+
     def look_soon(self) -> None:
-        """Have the thread look at once; callable from anywhere."""
-        self.orders.give(self.look)
+        """Have the thread look again at once; callable from anywhere."""
+        self.orders.give(self.look_again)
 
     def on_death(self, do: Callable[[], None]) -> None:
         """Have it done where the thread of the only model ends; one of several is loaded again."""
