@@ -102,9 +102,12 @@ class Repository(Registry):
             raise StartupError(f"--model-dir: there is no model in {self.folder} that can be served.")
 
     def places(self) -> list[Place]:
-        """Return where all models come from, by the options and the folder. Raises StartupError."""
+        """Return where all models come from. Raises StartupError, also where the folder has become empty."""
         places = {place.name: place for place in self.named}
-        for place in places_in(self.folder) if self.folder else ():
+        found = places_in(self.folder) if self.folder else []
+        if not found and {name for name, _ in self.loaded} - {*places}:
+            raise StartupError(f"--model-dir: {self.folder} has no model any more, or no disk: what is served stays.")
+        for place in found:
             other = places.setdefault(place.name, place)
             if other is not place:
                 self.say_once(f"{place.path} is not served, for {other.model} has the name {place.name}: rename it.")

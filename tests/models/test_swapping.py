@@ -242,6 +242,20 @@ def test_a_folder_that_is_away_for_a_moment(serve: Serve) -> None:
     assert factor(served, "cats") == 1
 
 
+def test_a_folder_whose_disk_is_mounted_no_more(serve: Serve, caplog: Any) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("other.xml"), 3)
+    served = serve("--model-dir", "m", "--model", "other.xml")
+    Path("m").rename("away")
+    Path("m").mkdir()
+    look_twice(served)
+    assert (factor(served, "cats"), factor(served, "other")) == (1, 3)
+    assert "m has no model any more, or no disk: what is served stays" in caplog.text
+    times(Path("m/dogs.xml"), 2)
+    look_twice(served)
+    assert served.names() == ("other", "dogs")
+
+
 def test_loading_and_unloading_by_request(serve: Serve) -> None:
     times(Path("m/cats.xml"), 1)
     times(Path("m/dogs.xml"), 2)
