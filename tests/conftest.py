@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -78,13 +79,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
+def _log_as_at_first() -> None:
     """A command takes the log for itself: it is a process of its own, whose standard error ends with the test."""
-    log = server.log
-    handlers, propagate, level = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate = handlers, propagate
-    log.setLevel(level)
+    server.log.handlers, server.log.propagate = [], True
+    server.log.setLevel(logging.NOTSET)
 
 
 class FakeModel:

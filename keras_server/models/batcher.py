@@ -45,6 +45,7 @@ class Job:
         self.kind = [(a.shape[1:], a.dtype) for a in inputs]  # only equal kinds share a batch
         self.taken = self.done = 0
         self.long = False  # it holds up others
+        self.parts: list[tuple[int, list[np.ndarray]]] = []  # outputs for some rows, and the first of these
         self.outputs: list[np.ndarray] = []
         self.error: Exception | None = None
         self.finished = threading.Event()
@@ -53,19 +54,21 @@ class Job:
         self.filling = threading.Lock()
 
     def fill(self, rows: slice, outputs: list[np.ndarray]) -> None:
-        """Take the outputs for some of the rows, and finish with the last."""
+        """Take the outputs for some of the rows, and finish with the last. Raises ModelError where parts do not fit."""
         with self.filling:
+            self.parts.append((rows.start, outputs))
             self.done += rows.stop - rows.start
-            if self.done == self.rows and not self.outputs:  # all at once
-                self.outputs = outputs
-            else:
-                self.outputs = self.outputs or [np.empty((self.rows, *o.shape[1:]), o.dtype) for o in outputs]
-                for whole, part in zip(self.outputs, outputs, strict=True):
-                    if part.shape[1:] != whole.shape[1:]:  # which numpy might stretch to fit
-                        raise ModelError(f"One batch has outputs of shape {whole.shape[1:]}, another {part.shape[1:]}.")
-                    whole[rows] = part
-        if self.done == self.rows:
-            self.finish()
+            if self.done < self.rows:
+                return
+        parts = [part for _, part in sorted(self.parts, key=lambda part: part[0])]
+        first, *others = ([output.shape[1:] for output in part] for part in parts)
+        for other in others:
+            if other != first:  # which numpy might stretch to fit
+                raise ModelError(f"One batch has outputs of the shapes {first}, another {other}.")
+        self.outputs = [
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        ]
+        self.finish()
 
     def note(self, rows: slice, started: float, ended: float) -> None:
         """Note in the request's ticket when these rows were computed, and with the first how long they waited."""
@@ -95,7 +98,8 @@ class Batcher:
         self.max_batch = max(1, max_batch // lanes)  # of one lane
         self.jobs: deque[Job] = deque()
         self.waiting = self.waiting_long = 0  # rows in all, and those of long jobs
-        self.pace = 0.0  # seconds that a lane took for each row, lately
+        self.least = math.inf  # seconds that a batch has taken
+        self.pace = 0.0  # seconds that a lane took for each further row of a batch, lately
         self.short = -math.inf  # when the last short job came
         self.busy: dict[int, float] = {}  # lanes that compute, since when
         self.dead = self.closed = False
@@ -128,6 +132,8 @@ class Batcher:
         Raises QueueFull at once, Overdue at the request's deadline, ModelDied, or what the model raised.
         """
         job = Job(inputs)
+        if not job.rows:
+            raise ValueError("There are no rows to compute.")
         with self.changed:
             if self.dead or self.closed:
                 raise ModelDied
@@ -172,6 +178,13 @@ class Batcher:
     def is_long(self, rows: int) -> bool:
         """Whether a job of so many rows holds up others: several that take longer than a stretch."""
         return rows > 1 and rows * self.pace > STRETCH
+
+    def learn(self, seconds: float, rows: int) -> None:
+        """Learn how much longer a batch takes for each row beyond the first: where it is nothing, no job is long."""
+        self.least = min(self.least, seconds)
+        if rows > 1:
+            further = (seconds - self.least) / (rows - 1)
+            self.pace += (further - self.pace) * (RECENT if self.pace else 1)
 
     def count(self, job: Job, rows: int) -> None:
         """Count so many rows of a job more, or less, among those that wait."""
@@ -236,7 +249,7 @@ class Batcher:
                     self.work([job_and_rows])
             return
         ended = time.monotonic()
-        self.pace += ((ended - started) / len(inputs[0]) - self.pace) * (RECENT if self.pace else 1)
+        self.learn(ended - started, len(inputs[0]))
         if self.metrics:
             self.metrics.inference.observe(ended - started)
             self.metrics.batch.observe(len(inputs[0]))

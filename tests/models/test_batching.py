@@ -200,7 +200,6 @@ def test_one_long_row_is_computed_in_each_batch_however_slow_the_model(bench: Be
     bench.engine.passes.release()
     assert bench.engine.entered.acquire(timeout=60)
     assert bench.engine.batches[1] == [10, 1]
-    assert bench.batcher.pace < 5  # as the first batch was quicker
     bench.go()
     assert all(answer.result(20) for answer in held)
 
@@ -214,6 +213,37 @@ def test_once_no_short_ones_have_come_lately_long_ones_fill_their_batches(
     bench.go()
     assert all(answer.result(20) for answer in answers)
     assert bench.engine.batches == [[0], [10, 11, 12, 13], [14, 15]]
+
+
+def test_the_pace_is_what_further_rows_take() -> None:
+    batcher = Batcher(lambda inputs: inputs, 8, 8)
+    batcher.learn(0.03, 1)
+    assert (batcher.pace, batcher.is_long(8)) == (0, False)  # nobody knows yet
+    batcher.learn(0.03, 4)  # however many they are: none of them holds up others
+    assert (batcher.pace, batcher.is_long(8)) == (0, False)
+    batcher.learn(0.06, 4)
+    assert batcher.pace == pytest.approx(0.01)
+    batcher.learn(0.09, 4)
+    assert batcher.pace == pytest.approx(0.01 + 0.2 * 0.01)
+    assert [batcher.is_long(rows) for rows in (1, 2)] == [False, True]
+    for _ in range(20):
+        batcher.learn(0.03, 8)
+    assert not batcher.is_long(8)
+    batcher.close()
+
+
+def test_a_model_whose_batches_take_equally_long_has_full_ones_beside_short_requests(bench: Bench) -> None:
+    for rows in (1, 4):
+        bench.batcher.learn(0.5, rows)
+    answers = [bench.busy(0), bench.ask(*range(10, 14)), bench.ask(1)]
+    bench.go()
+    assert all(answer.result(20) for answer in answers)
+    assert bench.engine.batches[1:] == [[10, 11, 1, 12], [13]]
+
+
+def test_no_rows_at_all_are_refused(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        bench.batcher.compute([np.zeros((0, 3), np.float32)])
 
 
 def test_long_requests_leave_short_ones_their_place_in_the_queue() -> None:
