@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _log_as_at_first() -> None:
     """A command takes the log for itself: it is a process of its own, whose standard error ends with the test."""
     server.log.handlers, server.log.propagate = [], True
-    server.log.setLevel(logging.NOTSET)
+    server.log.setLevel(logging.INFO)  # for some of the libraries change that of all logs
 
 
 class FakeModel:
