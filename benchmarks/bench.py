@@ -178,7 +178,7 @@ def main() -> int:
     for model in {"resnet50", "bundled"} & set(args.plan.models):
         make_export(model)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        run = Bench(args.plan, args.peers_python, Path(folder)).run(runs[0]["rounds"] + 1 if args.more else 1)
+        run = Bench(args.plan, args.peers_python, Path(folder)).run(report.next_round(runs[0]) if args.more else 1)
     runs = report.extended(runs, run) if args.more else report.replaced(runs, run)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     numbers.write_text(json.dumps({"runs": runs}, indent=1) + "\n")

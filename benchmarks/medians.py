@@ -64,6 +64,10 @@ class Medians:
         """Return the median of what was measured under a load."""
         return median(row[what] for row in self.rows_of(load))
 
+    def rounds(self) -> int:
+        """Return the most rounds that a load was measured in."""
+        return max(len({row["round"] for row in self.rows_of(load)}) for load in self.loads)
+
     def errors(self, *load: *Load) -> int:
         """Return the errors of all rounds."""
         return sum(row["errors"] for row in self.rows_of(load))

@@ -36,13 +36,19 @@ def replaced(runs: list[Row], new: Row) -> list[Row]:
     return [new, *(run for run in runs if not Medians(run).loads <= Medians(new).loads)]
 
 
+def next_round(run: Row) -> int:
+    """Return the number of the round that comes after those of a run."""
+    return 1 + max(row["round"] for row in run["loads"])
+
+
 def extended(runs: list[Row], more: Row) -> list[Row]:
     """Return the runs with more rounds in the latest of them. Raises SystemExit where the two are not of one kind."""
     latest, *older = runs
     for what in ("date", "machine", "seconds", "versions"):
         if latest[what] != more[what]:
             raise SystemExit(f"--more: the {what} differs from that of the rounds before: begin anew, without --more.")
-    joined = {what: latest[what] + more[what] for what in ("minutes", "rounds", "starts", "loads", "limits")}
+    joined = {what: latest[what] + more[what] for what in ("minutes", "starts", "loads", "limits")}
+    joined["rounds"] = Medians(joined).rounds()  # which may be of another part
     joined |= {what: latest[what] | more[what] for what in ("skipped", "failed")}
     joined["others_busy"] = max(latest["others_busy"], more["others_busy"])
     return [latest | joined | {"complete": latest["complete"] and more["complete"]}, *older]

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 def load(contestant: str, rps: float, model: str = "resnet50", payload: str = "small", clients: int = 8) -> Row:
     about = {"model": model, "contestant": contestant, "payload": payload, "clients": clients}
-    return about | {"rps": rps, "p50_ms": 100.0, "p99_ms": 150.0, "answers": 90, "errors": 0}
+    return about | {"round": 1, "rps": rps, "p50_ms": 100.0, "p99_ms": 150.0, "answers": 90, "errors": 0}
 
 
 def run(*loads: Row, **changed: Any) -> Row:
@@ -170,10 +170,13 @@ def test_a_part_leaves_what_it_did_not_measure() -> None:
 
 
 def test_rounds_are_added_only_to_those_of_the_same_kind() -> None:
-    first, second = run(load("ours-float32", 10), others_busy=0.5), run(load("ours-float32", 30))
-    (joined,) = report.extended([first], second)
+    first = run(load("ours-float32", 10), others_busy=0.5)
+    assert report.next_round(first) == 2
+    (joined,) = report.extended([first], run(load("ours-float32", 30) | {"round": 2}))
     assert Medians(joined).load("rps", "resnet50", "ours-float32", "small", 8) == 20
     assert (joined["rounds"], joined["minutes"], joined["others_busy"]) == (2, 10, 0.5)
+    (joined,) = report.extended([joined], run(load("ray", 30) | {"round": 3}))
+    assert (joined["rounds"], report.next_round(joined)) == (2, 4)
     with pytest.raises(SystemExit, match="the machine differs"):
         report.extended([first], run(machine="another"))
 
