@@ -1,6 +1,8 @@
 """What of the benchmark is arithmetic: its plan, its medians, its targets, and what it says has changed."""
 
+import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 
 import compare
+import flame
 import report
 from contestants import command_of
 from medians import Medians
@@ -199,3 +202,22 @@ def test_the_committed_report_is_that_of_the_committed_numbers(tmp_path: Path) -
     copy.write_bytes(committed.read_bytes())
     report.write(report.read(ROOT / "benchmarks" / "results.json"), copy)
     assert copy.read_bytes() == committed.read_bytes()
+
+
+def test_a_flame_graph_names_modules_and_no_folders() -> None:
+    line = "thread (0x7F);predict (/home/someone/keras_server/api/app.py:12);resize (/x/PIL/Image.py:7) 30"
+    stack, count = flame.frames(line)
+    assert (stack, count) == (("thread (0x7F)", "api/app.predict", "PIL/Image.resize"), 30)
+    assert flame.named("wait (threading.py:3)") == "threading.wait"
+
+
+def test_a_flame_graph_has_a_box_as_wide_as_its_share() -> None:
+    stacks = Counter({("a", "b"): 60, ("a", "<c>"): 39, ("a", "tiny"): 0, ("d",): 1})
+    drawn = flame.draw(stacks, "title")
+    boxes = re.findall(r'<title>(.+?): (.+?)%</title><rect x="(.+?)" y="(.+?)" width="(.+?)"', drawn)
+    assert sorted(boxes) == [
+        ("&lt;c&gt;", "39.0", "0.0", "42", "468.0"),
+        ("a", "99.0", "0.0", "26", "1188.0"),
+        ("b", "60.0", "468.0", "42", "720.0"),
+        ("d", "1.0", "1188.0", "26", "12.0"),
+    ]
