@@ -76,7 +76,7 @@ test-ray: test-ray-laptop
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev: requirements-dev.txt requirements-int8.txt .venv/serve
+.venv/dev: requirements-dev.txt requirements-int8.txt requirements-resize.txt .venv/serve
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -24,7 +24,7 @@ import numpy as np
 from flask.typing import ResponseReturnValue
 from PIL import Image
 
-from keras_server import api, images, spans, telemetry
+from keras_server import api, images, resampling, spans, telemetry
 from keras_server.api.uploads import decode, read_top, read_uploads
 from keras_server.commands import COMMANDS
 from keras_server.front.limits import Limits
@@ -165,7 +165,7 @@ def serve(systemd: Systemd) -> int:
     hung_up = threading.Event()
     if repository.has_several(settings):  # for a look at the folder, which may have been looked at by now
         on_hang_up(hung_up.set)
-    served = start_model()
+    spec = start_model().spec  # and no more of it, or its first version would stay in memory for ever
     reached = [listener for listener in listeners if not is_local(listener)]
     if not settings.api_key and reached:
         host = reached[0].getsockname()[0]
@@ -187,7 +187,8 @@ def serve(systemd: Systemd) -> int:
     front.start()
     url = url_of(listeners[0])
     say(
-        f" * Serving {', '.join(app.registry.names())} with {served.spec.engine} in {served.spec.precision} on {url}",
+        f" * Serving {', '.join(app.registry.names())} with {spec.engine} in {spec.precision} on {url}",
+        *([f" * Pictures are resized by {resampling.RESIZER}"] if spec.image else []),
         f" * Try: curl -X POST -F image=@dog.jpg {url}/predict",
     )
     systemd.ready()

@@ -13,7 +13,7 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin
 
-from keras_server import tiff
+from keras_server import resampling, tiff
 from keras_server.pictures.ifd import is_modest
 from keras_server.pictures.limits import ImageError as ImageError  # what the functions here raise
 from keras_server.pictures.parts import RUN_LENGTHS, WEBP, Jpeg, check_parts, read_jpeg, webp_size
@@ -314,8 +314,9 @@ def resize(image: Image.Image, target: tuple[int, int], crop: str, interpolation
         left, top = (image.width - wide) // 2, (image.height - high) // 2
         cut = image.crop((left, top, left + wide, top + high))
         return cut.transform(target, Image.Transform.EXTENT, (0, 0, wide, high), Image.Resampling.BILINEAR)
-    gap = 3.0 if interpolation == FAST else None
-    return image.resize(target, Image.Resampling[interpolation.upper()], box, gap)
+    if interpolation == FAST:
+        return resampling.bicubic(image, target, box)
+    return image.resize(target, Image.Resampling[interpolation.upper()], box)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -121,7 +121,8 @@ class Settings:
         number(int, 0, 2**24), "MIB")
     background: str = setting("white", "colour that shows through what is transparent: a name, or #rrggbb", colour,
         "COLOUR", of_model=True)
-    queue_size: int = setting(128, "most images that wait; past it requests are answered 503", COUNT, "N")
+    queue_size: int = setting(128, "most images that wait, those of large requests counted apart; past it 503",
+        COUNT, "N")
     timeout: float = setting(30.0, "seconds from a request's arrival to its answer, else 504",
         number(float, 0.01, 86_400), "SECONDS")
     keep_alive: float = setting(75.0, "seconds that a connection is kept for its next request",

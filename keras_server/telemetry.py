@@ -53,7 +53,7 @@ METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 REASONS = {
     400: "bad request", 401: "no key", 404: "not found", 405: "bad method", 408: "too slow", 413: "too large",
     414: "too large", 415: "media type", 421: "other host", 422: "bad request", 429: "too many", 431: "too large",
-    499: "client left", 501: "bad request", 503: "overload", 504: "too late",
+    499: "client left", 503: "overload", 504: "too late",
 }  # fmt: skip
 
 

@@ -17,11 +17,13 @@ from keras_server.clients import client_address, trace_of
 ID = re.compile("[A-Za-z0-9._-]{1,64}")  # that a client may choose
 LENGTH = re.compile("[0-9]{1,18}")  # of a body
 DESCRIBED = {  # headers that describe() reads, and what WSGI calls them
+    "host": "HTTP_HOST",
     "origin": "HTTP_ORIGIN",
     "x-request-id": "HTTP_X_REQUEST_ID",
     "x-forwarded-for": "HTTP_X_FORWARDED_FOR",
     "traceparent": "HTTP_TRACEPARENT",
 }
+OTHER_HOST = 421  # the status that the host explains
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)  # the front's sockets never block anyway
 
 
@@ -38,7 +40,7 @@ class Ticket:
         self.images = self.pixels = 0
         self.seconds = 0.0  # of a processor that its pictures take
         self.large = False  # it has a turn among the large ones
-        self.method = self.path = self.id = self.origin = self.address = self.trace = ""
+        self.method = self.path = self.id = self.origin = self.address = self.host = self.trace = ""
         self.size = 0
         self.stages: list[spans.Stage] = []  # where spans are sent
 
@@ -78,6 +80,7 @@ class Ticket:
         size = str(environ.get("CONTENT_LENGTH") or "0")
         self.size = int(size) if LENGTH.fullmatch(size) else 0
         self.origin = str(environ.get("HTTP_ORIGIN", ""))
+        self.host = str(environ.get("HTTP_HOST", ""))
         peer, forwarded = str(environ.get("REMOTE_ADDR", "")), str(environ.get("HTTP_X_FORWARDED_FOR", ""))
         self.address = client_address(peer, forwarded, proxies)
         self.trace = trace_of(str(environ.get("HTTP_TRACEPARENT", "")))
@@ -91,6 +94,7 @@ class Ticket:
             seconds = time.monotonic() - self.arrived
             more = {"images": self.images, "bytes": self.size, "client": self.address, "id": self.id}
             more |= {"traceparent": self.trace} if self.trace else {}
+            more |= {"host": telemetry.quoted(self.host[:200])} if status == OTHER_HOST else {}
             telemetry.record(status, route, self.method, self.path, seconds, more)
             if spans.current and route not in telemetry.PROBES:
                 self.send_spans(spans.current, status, route)

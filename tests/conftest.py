@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import run_keras_server as server
+from keras_server import resampling
 from keras_server.models import convert, opening, precision, quantize
 from keras_server.models.engines import Engine
 from keras_server.models.registry import Predictor, PredictorEngine
@@ -74,6 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The contract's tests take a server that runs already."""
     parser.addoption("--base-url", metavar="URL", help="server for test_contract.py, instead of one of its own")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_first() -> None:
+    """A command takes the log for itself: it is a process of its own, whose standard error ends with the test."""
+    server.log.handlers, server.log.propagate = [], True
+    server.log.setLevel(logging.NOTSET)
 
 
 class FakeModel:
@@ -146,6 +155,12 @@ def serve_with(monkeypatch: pytest.MonkeyPatch, predictor: Predictor | None = No
     served = Served(Spec(**values), PredictorEngine(predictor or FakeModel()))
     monkeypatch.setattr(server, "model", served)
     return server.app.test_client()
+
+
+@pytest.fixture
+def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Pillow resize, for whoever compares to the last bit; test_resampling.py compares what else does with it."""
+    monkeypatch.setattr(resampling, "simd", None)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -146,7 +146,7 @@ def message(draw: st.DrawFn) -> bytes:
     return data if draw(st.integers(0, 4)) else mutate(data, draw(DICE))
 
 
-SOUND = {100, 200, 204, 206, 304, 400, 401, 404, 405, 408, 411, 413, 414, 415, 416, 422, 431, 501, 503, 504}
+SOUND = {100, 200, 204, 206, 304, 400, 401, 404, 405, 408, 411, 413, 414, 415, 416, 422, 431, 503, 504}
 
 
 def read_all(raw: Raw) -> Iterator[bytes]:

@@ -1,6 +1,8 @@
 """What strangers could make the server spend: work that ends, memory that is bounded, small requests first."""
 
+import base64
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,7 +143,7 @@ def test_the_work_of_pictures() -> None:
     """By the figures of pictures/work.py: a JPEG that is shrunk as it is decoded, one that is not, one in scans."""
     photo = Picture(encode(Image.new("RGB", (4000, 3000)), "JPEG"), 50)
     assert photo.work(448).pixels == 12_000_000
-    assert photo.work(448).bytes == 5 * 12_000_000 // 16  # at a quarter a side
+    assert photo.work(448).bytes == 12 * 12_000_000 // 16  # at a quarter a side, and copied to be resized
     assert photo.work(4000).bytes == 5 * 12_000_000
     assert photo.work(448).seconds < photo.work(4000).seconds / 4
     progressive = Picture(encode(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True), 50)
@@ -177,6 +179,17 @@ def test_the_least_work_has_the_first_turn_and_memory_is_never_exceeded() -> Non
     assert done == [1, 2, 3]
     assert turns.left == 100
     assert len(turns.free) == 2
+
+
+def test_who_is_next_is_woken_and_nobody_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras_server.api.budget.LOOK_SECONDS", 3600)
+    turns, done = Turns(2, 100, 50, 60), list[float]()
+    with turns.turn(Work(1, 0, 0), 0), turns.turn(Work(1, 0, 90), 0):
+        threads = [queue(turns, n, Work(1, 0, 90 if n % 3 else 0), done) for n in range(40)]
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert sorted(done) == [*range(40)]
 
 
 def test_past_the_queue_nobody_waits_for_a_turn() -> None:
@@ -218,6 +231,52 @@ def test_a_large_turn_rests_as_long_as_it_worked_where_small_ones_came() -> None
     assert heavy.free[0] >= ended + 0.05
     with heavy.turn(Work(1, 1, 0), 0):
         assert time.monotonic() >= ended + 0.05
+
+
+def test_one_picture_passes_those_of_a_request_that_came_before(ticket: Ticket) -> None:
+    budget, done = Budget(800 * MIB, 1, 4, 60, 50), list[str]()
+    later = Ticket(60)
+    later.arrived = ticket.arrived + 0.1
+
+    def decode(which: Ticket, name: str, pictures: int) -> None:
+        TICKET.set(which)
+        for _ in range(pictures):
+            with budget.turn(Work(1, 0.001, 0)):
+                done.append(name)
+
+    with budget.light.turn(Work(1, 0, 0), -math.inf):
+        threads = [threading.Thread(target=decode, args=args) for args in ((ticket, "many", 50), (later, "one", 1))]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(budget.light.waiting) == 2)
+    for thread in threads:
+        thread.join()
+    assert done.index("one") in (5, 6)  # 20 times 0.001 s for each picture are the 0.1 s that it came later
+
+
+def test_a_small_picture_costs_what_it_takes_to_prepare_it(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+    turn = Budget.turn
+    monkeypatch.setattr(Budget, "turn", lambda self, work: (seconds.append(work.seconds), turn(self, work))[1])
+    data = encode(Image.new("1", (8, 8)))
+    assert client.post("/predict", data=data, content_type="image/png").status_code == 200
+    assert seconds[-1] == pytest.approx(12e-9 * 224 * 224 + Picture(data, 50).work(448).seconds)
+
+
+def test_what_finds_no_place_for_its_rows_is_not_decoded(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.app, "prepare", None)
+    monkeypatch.setattr(server.app.current_model().batcher, "waiting", 127)  # of 128
+    form = {"image": [(io.BytesIO(encode(Image.new("1", (8, 8)))), f"{n}.png") for n in range(2)]}
+    encoded = {"b64": base64.b64encode(encode(Image.new("1", (8, 8)))).decode()}
+    name = server.app.current_model().spec.name
+    for answer in (
+        client.post("/predict", data=form),
+        client.post(f"/v1/models/{name}:predict", json={"instances": [encoded] * 2}),
+    ):
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ def photo(size: tuple[int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("interpolation", PILLOWS)
 @pytest.mark.parametrize("target", [(224, 224), (96, 64), (64, 96)])
-def test_the_middle_is_cut_out_as_pillow_does(interpolation: str, target: tuple[int, int], setting: Setter) -> None:
+def test_the_middle_is_cut_out_as_pillow_does(
+    interpolation: str, target: tuple[int, int], setting: Setter, pillow: None
+) -> None:
     setting(crop="centre", interpolation=interpolation)
     for size in SIZES:
         picture = photo(size)

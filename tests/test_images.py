@@ -43,7 +43,7 @@ def prepare(data: bytes, target: tuple[int, int] = (60, 40)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", PREPROCESS)
-def test_preprocessing_equals_keras(keras: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessing_equals_keras(keras: Any, mode: str, pillow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, preprocess=mode)
     expected = np.asarray(Image.open(DOG).resize((224, 224)), np.float32)[np.newaxis]
     if mode == "unit":
@@ -185,7 +185,7 @@ def test_large_photos_are_decoded_small(plain: None, monkeypatch: pytest.MonkeyP
     assert np.abs(prepared[0] - reference).mean() < 2
 
 
-def test_small_photos_are_decoded_whole(plain: None) -> None:
+def test_small_photos_are_decoded_whole(plain: None, pillow: None) -> None:
     small = photograph(0.18)  # about 490 x 370
     opened = open_image(encode(small, "JPEG", quality=92), 50)
     reference = np.asarray(Image.open(io.BytesIO(encode(small, "JPEG", quality=92))).resize((224, 224)), np.float32)

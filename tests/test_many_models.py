@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -59,6 +60,22 @@ def test_new_versions_come_by_watching_and_by_signal(start: Start, tmp_path: Pat
     assert requests.get(f"{url}/readyz", timeout=60).status_code == 200
     process.popen.terminate()
     assert process.popen.wait(60) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their memory otherwise")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of a process' pages")
+def test_the_version_that_was_there_at_start_gives_its_memory_back(start: Start, tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 25_000_000  # numbers of four bytes
+    times(tmp_path / "m/cats/1/model.xml", 1, size)
+    process = start("--model-dir", str(tmp_path / "m"), "--watch", "0.1").wait_until_ready()
+    read_away(process)
+    before = resident()
+    times(tmp_path / "m/cats/2/model.xml", 2)
+    wait_until(lambda: resident() < before - 3 * size)
+    assert factor(process.url, "cats") == 2
 
 
 SLOW = """

@@ -19,6 +19,7 @@ import pytest
 import requests
 from conftest import DOG, ROOT, Process
 
+from keras_server import resampling
 from simple_request import classify
 
 
@@ -40,10 +41,11 @@ def curl(*arguments: str) -> str:
 
 
 def test_start_up_says_what_is_served_and_how_to_try_it(bundled: Process) -> None:
-    serving, try_it = bundled.lines[-2:]
+    serving, resized, try_it = bundled.lines[-3:]
     assert "efficientnet_lite0" in serving
     assert "openvino" in serving
     assert bundled.url in serving
+    assert resized == f" * Pictures are resized by {resampling.RESIZER}\n"
     assert f"curl -X POST -F image=@dog.jpg {bundled.url}/predict" in try_it
 
 

@@ -53,7 +53,15 @@ def requirements_of(name: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("extra", "file"), [("tensorflow", "requirements.txt"), ("ray", "requirements-ray.txt")])
+@pytest.mark.parametrize(
+    ("extra", "file"),
+    [
+        ("tensorflow", "requirements.txt"),
+        ("ray", "requirements-ray.txt"),
+        ("int8", "requirements-int8.txt"),
+        ("resize", "requirements-resize.txt"),
+    ],
+)
 def test_an_extra_asks_for_what_its_file_adds(extra: str, file: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert {*extras[extra]} == {*requirements_of(file)} - {*requirements_of("requirements-serve.txt")}

@@ -315,8 +315,6 @@ def test_variables_that_nobody_reads() -> None:
 
 def test_they_are_warned_of_at_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(server, "settings", server.settings)
-    for attribute in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(server.log, attribute, getattr(server.log, attribute))
     monkeypatch.setenv("KERAS_SERVER_TIMEOUTS", "3")
     server.configure(["--top", "3"])
     assert server.settings == Settings(top=3)

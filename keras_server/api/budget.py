@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from keras_server.api.tensors import TensorError
@@ -29,10 +30,19 @@ LIGHT_SECONDS = 0.05  # of a processor that any request may take ahead of large 
 SECONDS_A_MIB = 0.5  # and in addition for each MiB that it brings
 LIGHT_BYTES = 2 * MIB  # that a request has without waiting
 MAP_SECONDS = 0.2  # of a processor that a heat map takes, about
-AGEING = 5  # a second of work waits like one that came so many seconds later
+AGEING = 20  # a second of work waits like one that came so many seconds later
 PICTURES = 4  # of the largest size that are allowed, in pixels, in one request
 LOOK_SECONDS = 0.25  # between two looks whether anybody still waits
 LEAST = 256 * MIB  # for all requests, where the model leaves less of --memory
+
+
+class Waiting(NamedTuple):
+    """Work that waits for its turn, in this order."""
+
+    rank: float
+    number: int
+    work: Work
+    changed: threading.Condition
 
 
 class Turns:
@@ -46,30 +56,30 @@ class Turns:
         self.memory = self.left = memory
         self.most, self.patience, self.first = waiting, patience * slots, first
         self.free = [0.0] * slots  # from when on each slot is
-        self.waiting: list[tuple[float, int, Work]] = []  # by their rank
+        self.waiting: list[Waiting] = []
         self.numbers = itertools.count()
         self.taken = 0
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
 
     @contextlib.contextmanager
     def turn(self, work: Work, rank: float) -> Iterator[None]:
         """Wait for a turn. Raises QueueFull at once, or Overdue where nobody waits for the answer any more."""
-        ticket, entry = TICKET.get(), (rank, next(self.numbers), work)
-        with self.changed:
-            if len(self.waiting) >= self.most or sum(other.seconds for _, _, other in self.waiting) > self.patience:
+        ticket, entry = TICKET.get(), Waiting(rank, next(self.numbers), work, threading.Condition(self.lock))
+        with self.lock:
+            if len(self.waiting) >= self.most or sum(other.work.seconds for other in self.waiting) > self.patience:
                 raise QueueFull
             self.waiting.append(entry)
             try:
                 while (seconds := self.seconds_to(entry)) > 0:
                     if ticket and ticket.over:
                         raise Overdue
-                    self.changed.wait(seconds)
+                    entry.changed.wait(seconds)
+                heapq.heappop(self.free)
+                self.left -= work.bytes
+                self.taken += not (ticket and ticket.large)
             finally:
                 self.waiting.remove(entry)
-                self.changed.notify_all()
-            heapq.heappop(self.free)
-            self.left -= work.bytes
-            self.taken += not (ticket and ticket.large)
+                self.wake()
         since, before = time.monotonic(), self.first.taken if self.first else 0
         outer = ticket.large if ticket else False
         if ticket:
@@ -82,14 +92,19 @@ class Turns:
             if ticket:
                 ticket.large = outer
             now = time.monotonic()
-            with self.changed:
+            with self.lock:
                 heapq.heappush(self.free, now + (now - since if self.first and self.first.taken > before else 0))
                 self.left += work.bytes
-                self.changed.notify_all()
+                self.wake()
 
-    def seconds_to(self, entry: tuple[float, int, Work]) -> float:
+    def wake(self) -> None:
+        """Have the next in turn look anew; all others would only take Python's lock from those that work."""
+        if self.waiting:
+            min(self.waiting).changed.notify()
+
+    def seconds_to(self, entry: Waiting) -> float:
         """Return how long to wait at least until it is the turn of one that waits; 0: it is."""
-        if not self.free or entry[2].bytes > self.left or min(self.waiting) is not entry:
+        if not self.free or entry.work.bytes > self.left or min(self.waiting) is not entry:
             return LOOK_SECONDS
         return min(max(self.free[0] - time.monotonic(), 0), LOOK_SECONDS)
 

@@ -41,11 +41,10 @@ ERRORS = {
     429: "The client's address has as many connections, or requests under way, as it may have.",
     431: "The head of the request is too large.",
     500: "The server failed; its log says why, under the X-Request-ID.",
-    501: "The server cannot do this: read a transfer encoding other than chunked.",
     503: "The server has more to do than it can, loads its model, or shuts down: try again later.",
     504: "The answer was not ready in time.",
 }
-ALWAYS = {400, 408, 413, 414, 421, 429, 431, 500, 501, 503}  # before it is known which route a request is for
+ALWAYS = {400, 408, 413, 414, 421, 429, 431, 500, 503}  # before it is known which route a request is for
 COMPUTED = {415, 504}  # where there is a body, too
 REQUEST_ID = {"X-Request-ID": {"required": True, "schema": {"type": "string"}}}
 HEADERS = {

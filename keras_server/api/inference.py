@@ -72,9 +72,10 @@ def check_names(requested: Iterable[str]) -> None:
 
 
 def check_rows(count: int) -> None:
-    """Raise TensorError for more rows than may wait."""
+    """Raise TensorError for more rows than may wait, and QueueFull for more than find a place now."""
     if count > current_settings().queue_size:
         raise TensorError(f"There are {count} rows: send 1 to {current_settings().queue_size} at once.")
+    current_model().batcher.check_room(count)
 
 
 def from_image(file: bytes, number: int) -> np.ndarray:

@@ -164,7 +164,7 @@ def check_framing(head: Head, names: list[str]) -> None:
     if coding is not None and (length is not None or not modern):
         raise Refusal
     if coding is not None and coding.lower() != "chunked":
-        raise Refusal(501, "The only transfer encoding that this server understands is chunked.")
+        raise Refusal(400, "The only transfer encoding that this server understands is chunked.")
     head.length, head.chunked = int(length or 0), coding is not None
 
 

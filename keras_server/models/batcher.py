@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -12,6 +13,10 @@ import numpy as np
 from keras_server.telemetry import ModelMetrics
 from keras_server.ticket import TICKET
 
+LATELY = 1.0  # seconds since the last short job: more are expected
+RECENT = 0.2  # the part of the last batch in the pace
+STRETCH = 0.02  # seconds that a lane then computes rows of long jobs at a stretch, about; a short job takes no longer
+
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
 
 
@@ -20,7 +25,7 @@ class Overdue(Exception):
 
 
 class QueueFull(Exception):
-    """More rows wait than queue_size allows."""
+    """More rows wait than queue_size allows; those of long jobs are counted apart, to leave short ones their place."""
 
 
 class ModelDied(Exception):
@@ -39,6 +44,8 @@ class Job:
         self.rows = len(inputs[0])
         self.kind = [(a.shape[1:], a.dtype) for a in inputs]  # only equal kinds share a batch
         self.taken = self.done = 0
+        self.long = False  # it holds up others
+        self.parts: list[tuple[int, list[np.ndarray]]] = []  # outputs for some rows, and the first of these
         self.outputs: list[np.ndarray] = []
         self.error: Exception | None = None
         self.finished = threading.Event()
@@ -47,19 +54,21 @@ class Job:
         self.filling = threading.Lock()
 
     def fill(self, rows: slice, outputs: list[np.ndarray]) -> None:
-        """Take the outputs for some of the rows, and finish with the last."""
+        """Take the outputs for some of the rows, and finish with the last. Raises ModelError where parts do not fit."""
         with self.filling:
+            self.parts.append((rows.start, outputs))
             self.done += rows.stop - rows.start
-            if self.done == self.rows and not self.outputs:  # all at once
-                self.outputs = outputs
-            else:
-                self.outputs = self.outputs or [np.empty((self.rows, *o.shape[1:]), o.dtype) for o in outputs]
-                for whole, part in zip(self.outputs, outputs, strict=True):
-                    if part.shape[1:] != whole.shape[1:]:  # which numpy might stretch to fit
-                        raise ModelError(f"One batch has outputs of shape {whole.shape[1:]}, another {part.shape[1:]}.")
-                    whole[rows] = part
-        if self.done == self.rows:
-            self.finish()
+            if self.done < self.rows:
+                return
+        parts = [part for _, part in sorted(self.parts, key=lambda part: part[0])]
+        first, *others = ([output.shape[1:] for output in part] for part in parts)
+        for other in others:
+            if other != first:  # which numpy might stretch to fit
+                raise ModelError(f"One batch has outputs of the shapes {first}, another {other}.")
+        self.outputs = [
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        ]
+        self.finish()
 
     def note(self, rows: slice, started: float, ended: float) -> None:
         """Note in the request's ticket when these rows were computed, and with the first how long they waited."""
@@ -88,7 +97,10 @@ class Batcher:
         self.run, self.queue_size, self.lanes, self.metrics = run, queue_size, lanes, metrics
         self.max_batch = max(1, max_batch // lanes)  # of one lane
         self.jobs: deque[Job] = deque()
-        self.waiting = 0  # rows
+        self.waiting = self.waiting_long = 0  # rows in all, and those of long jobs
+        self.least = math.inf  # seconds that a batch has taken
+        self.pace = 0.0  # seconds that a lane took for each further row of a batch, lately
+        self.short = -math.inf  # when the last short job came
         self.busy: dict[int, float] = {}  # lanes that compute, since when
         self.dead = self.closed = False
         self.on_death: Callable[[], None] = lambda: None
@@ -108,19 +120,29 @@ class Batcher:
         now = time.monotonic()
         return now - min(self.busy.copy().values(), default=now)
 
+    def check_room(self, rows: int) -> None:
+        """Raise QueueFull where so many more rows find no place, also before work is spent on making them."""
+        long = self.waiting_long
+        if rows + (long if self.is_long(rows) else self.waiting - long) > self.queue_size:
+            raise QueueFull
+
     def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Return the model's outputs for its inputs, all with the same first axis.
 
         Raises QueueFull at once, Overdue at the request's deadline, ModelDied, or what the model raised.
         """
         job = Job(inputs)
+        if not job.rows:
+            raise ValueError("There are no rows to compute.")
         with self.changed:
             if self.dead or self.closed:
                 raise ModelDied
-            if self.waiting + job.rows > self.queue_size:
-                raise QueueFull
+            self.check_room(job.rows)
             self.jobs.append(job)
-            self.waiting += job.rows
+            job.long = self.is_long(job.rows)
+            self.count(job, job.rows)
+            if not job.long:
+                self.short = job.since
             self.changed.notify()
         if not job.finished.wait(job.ticket.left if job.ticket else None):
             raise Overdue
@@ -153,29 +175,55 @@ class Batcher:
                         job.finish(ModelDied())
                 self.on_death()
 
+    def is_long(self, rows: int) -> bool:
+        """Whether a job of so many rows holds up others: several that take longer than a stretch."""
+        return rows > 1 and rows * self.pace > STRETCH
+
+    def learn(self, seconds: float, rows: int) -> None:
+        """Learn how much longer a batch takes for each row beyond the first: where it is nothing, no job is long."""
+        self.least = min(self.least, seconds)
+        if rows > 1:
+            further = (seconds - self.least) / (rows - 1)
+            self.pace += (further - self.pace) * (RECENT if self.pace else 1)
+
+    def count(self, job: Job, rows: int) -> None:
+        """Count so many rows of a job more, or less, among those that wait."""
+        self.waiting += rows
+        self.waiting_long += rows if job.long else 0
+
     def take(self) -> list[tuple[Job, slice]]:
         """Take the next batch off the queue, at most max_batch rows of one kind, and no more than this lane's part.
 
-        Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody.
+        Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody. Where
+        short ones come, long ones give no more than a stretch in all: one that comes next waits for no full batch.
         """
         batch: list[tuple[Job, slice]] = []
         others: list[Job] = []
         room = min(self.max_batch, -(-self.waiting // (self.lanes - len(self.busy))))  # idle lanes share, rounded up
         share = max(1, room // len(self.jobs))
+        stretch = room  # rows of long jobs
+        if self.pace and time.monotonic() - self.short < LATELY:
+            stretch = max(1, int(STRETCH / self.pace))
         while self.jobs and room:
             job = self.jobs.popleft()
             if job.finished.is_set() or (job.ticket and job.ticket.over):
-                self.waiting -= job.rows - job.taken
+                self.count(job, job.taken - job.rows)
                 job.finish(Overdue())
                 continue
             if batch and job.kind != batch[0][0].kind:
                 others.append(job)
                 continue
             rows = min(share, room, job.rows - job.taken)
+            if job.long:
+                rows = min(rows, stretch)
+                stretch -= rows
+            if not rows:
+                others.append(job)
+                continue
             batch.append((job, slice(job.taken, job.taken + rows)))
             job.taken += rows
             room -= rows
-            self.waiting -= rows
+            self.count(job, -rows)
             if job.taken < job.rows:
                 self.jobs.append(job)
         self.jobs.extendleft(reversed(others))
@@ -201,6 +249,7 @@ class Batcher:
                     self.work([job_and_rows])
             return
         ended = time.monotonic()
+        self.learn(ended - started, len(inputs[0]))
         if self.metrics:
             self.metrics.inference.observe(ended - started)
             self.metrics.batch.observe(len(inputs[0]))

@@ -66,7 +66,7 @@ class Repository(Registry):
         self.named = places_of(settings)
         self.loading = threading.RLock()  # what follows belongs to whoever has it
         self.loaded: dict[Key, State] = {}
-        self.refused: dict[Key, tuple[State, str]] = {}  # and why
+        self.refused: dict[Key, tuple[State | None, str]] = {}  # and why; without a state it is tried again
         self.seen: dict[Key, State] = {}  # at the last look, and not loaded since
         self.beside: dict[str, tuple[Files, Beside]] = {}  # what stood beside each model, as those files were
         self.flaws: dict[str, str] = {}  # in that, as sentences
@@ -102,9 +102,12 @@ class Repository(Registry):
             raise StartupError(f"--model-dir: there is no model in {self.folder} that can be served.")
 
     def places(self) -> list[Place]:
-        """Return where all models come from, by the options and the folder. Raises StartupError."""
+        """Return where all models come from. Raises StartupError, also where the folder has become empty."""
         places = {place.name: place for place in self.named}
-        for place in places_in(self.folder) if self.folder else ():
+        found = places_in(self.folder) if self.folder else []
+        if not found and {name for name, _ in self.loaded} - {*places}:
+            raise StartupError(f"--model-dir: {self.folder} has no model any more, or no disk: what is served stays.")
+        for place in found:
             other = places.setdefault(place.name, place)
             if other is not place:
                 self.say_once(f"{place.path} is not served, for {other.model} has the name {place.name}: rename it.")
@@ -320,9 +323,15 @@ class Repository(Registry):
             raise UnknownModel(f"There is no model {short(name)} in the folder of --model-dir: it has {there}.")
         return places[name]
 
+    def look_again(self) -> None:
+        """Look, and try again what was refused: want of room, or of a connection, may have passed."""
+        with self.loading:
+            self.refused = {key: (None, reason) for key, (_, reason) in self.refused.items()}
+            self.look()
+
     def look_soon(self) -> None:
-        """Have the thread look at once; callable from anywhere."""
-        self.orders.give(self.look)
+        """Have the thread look again at once; callable from anywhere."""
+        self.orders.give(self.look_again)
 
     def on_death(self, do: Callable[[], None]) -> None:
         """Have it done where the thread of the only model ends; one of several is loaded again."""

@@ -19,6 +19,8 @@ BYTE = 10  # nanoseconds for each of the file
 IDCT = 10  # for each pixel of a JPEG that comes out
 COEFFICIENTS = 3  # for each that a scan goes through, where they are buffered, and coded by Huffman
 ARITHMETIC = 10  # likewise, coded arithmetically
+COPIED = 2**21  # pixels that a picture has at most whose copies are resized
+COPIES = 12  # bytes for each, with the copies
 
 
 class Work(NamedTuple):
@@ -32,7 +34,12 @@ class Work(NamedTuple):
 def estimate(format: str, pixels: int, length: int) -> Work:
     """Return the work for a picture of this format whose file has this length."""
     each, memory = COSTS[format]
-    return Work(pixels, (each * pixels + BYTE * length) / 1e9, memory * pixels)
+    return Work(pixels, (each * pixels + BYTE * length) / 1e9, at_least_copied(memory * pixels, pixels))
+
+
+def at_least_copied(memory: int, pixels: int) -> int:
+    """Return the bytes at the moment when they are most, which may be when a small picture is resized."""
+    return max(memory, COPIES * min(pixels, COPIED))
 
 
 def estimate_jpeg(jpeg: Jpeg, length: int, side: int, whole: bool) -> Work:
@@ -45,6 +52,7 @@ def estimate_jpeg(jpeg: Jpeg, length: int, side: int, whole: bool) -> Work:
     decoded = pixels // max(size for size in (1, 2, 4, 8) if size <= max(scale, 1)) ** 2
     each, memory = COSTS["JPEG"]
     seconds, buffer = each * pixels + IDCT * decoded + BYTE * length, memory * decoded
+    buffer = at_least_copied(buffer, decoded)
     if jpeg.buffered:
         buffer += 2 * jpeg.samples
     seconds += (ARITHMETIC if jpeg.arithmetic else COEFFICIENTS if jpeg.buffered else 0) * jpeg.scanned

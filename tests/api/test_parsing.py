@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from flask.testing import FlaskClient
 
-from keras_server.api.parsing import read_small
+from keras_server.api.parsing import Counts, read_small
 from keras_server.api.tensors import TensorError
 
 
@@ -30,6 +30,13 @@ def peak_of(client: FlaskClient, path: str, body: bytes, **headers: str) -> tupl
         return answer.status_code, tracemalloc.get_traced_memory()[1], (answer.json or {}).get("error", "")
     finally:
         tracemalloc.stop()
+
+
+def test_each_mark_is_counted_and_charged() -> None:
+    text = b'{"a": [1, 2, [3, "x, y"]], "b": {}}'
+    counts = Counts.of(memoryview(text))
+    assert counts == (1 + 5, 2, 2, 6)
+    assert counts.memory == 40 * 6 + 88 * 2 + 240 * 2 + 32 * 6
 
 
 @pytest.mark.parametrize("fill", ['{"":{}},', "[],", '"",', "0.5,"])

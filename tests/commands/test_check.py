@@ -17,7 +17,6 @@ from keras_server.models.tracing import import_keras
 def _as_it_was(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     for name in ("settings", "model"):
         monkeypatch.setattr(server, name, getattr(server, name))
-    monkeypatch.setattr(server.log, "propagate", True)
     monkeypatch.setenv("KERAS_SERVER_CACHE_DIR", cache)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import requests
 from conftest import DOG, ROOT, Process
@@ -31,7 +32,6 @@ SERVICE = str(ROOT / "run_keras_server.py")
 def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("settings", "model"):
         monkeypatch.setattr(server, name, getattr(server, name))
-    monkeypatch.setattr(server.log, "propagate", True)
     monkeypatch.setenv("KERAS_SERVER_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -188,11 +188,13 @@ def bundled(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Path:
 
 
 def test_the_export_is_served_where_there_is_no_tensorflow(bundled: Path, serving_site: Path, tmp_path: Path) -> None:
-    """With what requirements-serve.txt installs, the answers are the same to the last digit."""
+    """With what requirements-serve.txt installs, the answers are the same to the last digit; Pillow resizes in both."""
     found: list[list[bytes]] = []
-    for command, environment in (([SERVICE], {}), (["-S", SERVICE], {"PYTHONPATH": str(serving_site)})):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "cykooz_resizer.py").write_text("raise ImportError")
+    for command, path in (([SERVICE], tmp_path / "hidden"), (["-S", SERVICE], serving_site)):
         process = Process(
-            "--model", str(bundled), "--drain-seconds", "0", command=command, folder=tmp_path, **environment
+            "--model", str(bundled), "--drain-seconds", "0", command=command, folder=tmp_path, PYTHONPATH=str(path)
         )
         found.append([])
         try:
@@ -216,6 +218,7 @@ def test_the_export_is_served_where_there_is_no_tensorflow(bundled: Path, servin
             status, output = process.stop()
         assert status == 0
         assert "WARNING" not in output
+        assert f"resized by Pillow {PIL.__version__}" in output
     assert found[0] == found[1]
 
 

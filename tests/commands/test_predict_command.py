@@ -37,14 +37,12 @@ NASTY = ['a "dog", or\ntwo.jpg', "b\r.jpg", "c,d.jpg", "ä.jpg", '"', os.fsdecod
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command takes Ctrl-C, the settings and the log for itself: it is a process of its own."""
+    """The command takes Ctrl-C and the settings for itself: it is a process of its own."""
     for name in ("settings", "model"):
         monkeypatch.setattr(run_keras_server, name, getattr(run_keras_server, name))
-    log = run_keras_server.log
-    handler, handlers, propagate = signal.getsignal(signal.SIGINT), log.handlers, log.propagate
+    handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
-    log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture

@@ -121,6 +121,18 @@ def test_a_name_that_leads_elsewhere_by_rights_is_refused_everywhere(local: Fake
     assert local.ask(request(target, Host=f"localhost:{local.port}")).status in (200, 404, 405)
 
 
+def test_the_log_says_which_name_was_refused_and_never_otherwise() -> None:
+    with FakeServer(any_host=False) as fake:
+        fake.ask(request("/metrics", Host="rebind.evil.example:5000"))
+        fake.ask(request("http://other.example/metrics", Host="localhost"))
+        fake.ask(request("/metrics", Host='a\xa0"b'))
+        fake.ask(request("/nothing", Host="localhost"))
+        lines = [line for line in fake.log.splitlines() if "path=" in line]
+    assert [line.partition("host=")[2].strip() for line in lines] == [
+        "rebind.evil.example:5000", "other.example", "a%A0%22b", "",
+    ]  # fmt: skip
+
+
 def test_a_body_for_another_name_is_not_read(local: FakeServer) -> None:
     with local.raw() as raw:
         raw.send(b"POST /predict HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000000\r\n\r\n")

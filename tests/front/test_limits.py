@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -300,10 +301,14 @@ def test_the_queue_is_counted_in_images(fake: FakeServer) -> None:
     raws = fake.occupy(2)
     wait_until(lambda: fake.tell()["waiting"] == 1)
     form = [("image", ("a.png", PIXEL))]
-    answer = requests.post(f"{fake.url}/predict", files=form * 4, timeout=30)
-    assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "1"
-    fake.tell("go")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(requests.post, f"{fake.url}/predict", files=form * 3, timeout=30)
+        wait_until(lambda: fake.tell()["waiting"] == 4)
+        answer = requests.post(f"{fake.url}/predict", files=form * 3, timeout=30)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
+        fake.tell("go")
+        assert first.result().status_code == 200
     assert all(raw.answer() for raw in raws)
     assert requests.post(f"{fake.url}/predict", files=form * 4, timeout=30).status_code == 200
     for raw in raws:

@@ -183,6 +183,97 @@ def test_the_queue_is_counted_in_rows() -> None:
     bench.threads.shutdown()
 
 
+def test_where_short_requests_come_long_ones_take_a_stretch_of_each_batch(bench: Bench) -> None:
+    bench.batcher.pace = 0.009  # two rows of it are in a stretch of 0.02 s, three are not
+    long = bench.busy(*range(100, 110))
+    short = [bench.ask(1), bench.ask(2, 3)]
+    bench.go()
+    assert [answer.result(20)[0].tolist() for answer in short] == [doubled(1), doubled(2, 3)]
+    assert long.result(20)[0].tolist() == doubled(*range(100, 110))
+    assert bench.engine.batches[0] == [100, 101, 102, 103]  # when nobody else had come
+    assert sorted(bench.engine.batches[1]) == [1, 2, 104, 105]
+
+
+def test_one_long_row_is_computed_in_each_batch_however_slow_the_model(bench: Bench) -> None:
+    bench.batcher.pace = 5
+    held = [bench.busy(0), *(bench.ask(*range(n, n + 3)) for n in (10, 20)), bench.ask(1)]
+    bench.engine.passes.release()
+    assert bench.engine.entered.acquire(timeout=60)
+    assert bench.engine.batches[1] == [10, 1]
+    bench.go()
+    assert all(answer.result(20) for answer in held)
+
+
+def test_once_no_short_ones_have_come_lately_long_ones_fill_their_batches(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keras_server.models.batcher.LATELY", 0)
+    bench.batcher.pace = 5
+    answers = [bench.busy(0), bench.ask(*range(10, 16))]
+    bench.go()
+    assert all(answer.result(20) for answer in answers)
+    assert bench.engine.batches == [[0], [10, 11, 12, 13], [14, 15]]
+
+
+def test_the_pace_is_what_further_rows_take() -> None:
+    batcher = Batcher(lambda inputs: inputs, 8, 8)
+    batcher.learn(0.03, 1)
+    assert (batcher.pace, batcher.is_long(8)) == (0, False)  # nobody knows yet
+    batcher.learn(0.03, 4)  # however many they are: none of them holds up others
+    assert (batcher.pace, batcher.is_long(8)) == (0, False)
+    batcher.learn(0.06, 4)
+    assert batcher.pace == pytest.approx(0.01)
+    batcher.learn(0.09, 4)
+    assert batcher.pace == pytest.approx(0.01 + 0.2 * 0.01)
+    assert [batcher.is_long(rows) for rows in (1, 2)] == [False, True]
+    for _ in range(20):
+        batcher.learn(0.03, 8)
+    assert not batcher.is_long(8)
+    batcher.close()
+
+
+def test_a_model_whose_batches_take_equally_long_has_full_ones_beside_short_requests(bench: Bench) -> None:
+    for rows in (1, 4):
+        bench.batcher.learn(0.5, rows)
+    answers = [bench.busy(0), bench.ask(*range(10, 14)), bench.ask(1)]
+    bench.go()
+    assert all(answer.result(20) for answer in answers)
+    assert bench.engine.batches[1:] == [[10, 11, 1, 12], [13]]
+
+
+def test_no_rows_at_all_are_refused(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        bench.batcher.compute([np.zeros((0, 3), np.float32)])
+
+
+def test_long_requests_leave_short_ones_their_place_in_the_queue() -> None:
+    bench = Bench(max_batch=2, queue_size=5)
+    bench.batcher.pace = 5
+    answers = [bench.busy(0), bench.ask(1, 2, 3, 4, 5)]
+    for rows in (2, 5):
+        with pytest.raises(QueueFull):
+            bench.batcher.check_room(rows)
+    answers += [bench.ask(n) for n in range(6, 11)]
+    with pytest.raises(QueueFull):
+        bench.batcher.check_room(1)
+    assert bench.batcher.waiting == 10
+    bench.go()
+    assert all(answer.result(20) for answer in answers)
+    assert (bench.batcher.waiting, bench.batcher.waiting_long) == (0, 0)
+    bench.threads.shutdown()
+
+
+def test_a_long_request_that_is_given_up_leaves_its_place(bench: Bench) -> None:
+    bench.batcher.pace = 5
+    ticket = Ticket(60)
+    answers = [bench.busy(0), bench.ask(1, 2, 3, ticket=ticket)]
+    ticket.gone = True
+    bench.go()
+    assert answers[0].result(20)
+    assert isinstance(answers[1].exception(20), Overdue)
+    assert (bench.batcher.waiting, bench.batcher.waiting_long) == (0, 0)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench: Bench) -> None:
     class Unexpected(BaseException):

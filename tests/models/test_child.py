@@ -148,7 +148,7 @@ def test_however_it_ends_there_is_a_sentence(
 
 
 def test_one_that_does_not_end_is_ended(job: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "LONGEST", 5.0)
+    monkeypatch.setitem(child.LONGEST, "convert", 5.0)
     with pytest.raises(StartupError, match=r"own cannot be served: .* was still \w+.* after 5 seconds"):
         convert_in_child("own", job(DATA / "silu.keras", "while True: pass"))
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

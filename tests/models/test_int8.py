@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from conftest import ROOT, Process, encode
 from PIL import Image
 from tiny_models import file_of, keras, keras_model
 
-from keras_server.models import agreement, opening, precision, quantize
+from keras_server.models import agreement, child, opening, precision, quantize
 from keras_server.models.agreement import Agreement
 from keras_server.models.compare import compare
 from keras_server.models.engines import openvino
@@ -520,27 +521,41 @@ def test_linux_says_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> N
 # A process of its own
 
 
-def test_a_process_of_its_own_quantizes_and_prints_nothing(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, caplog: Any
-) -> None:
-    from keras_server.models.child import quantize_in_child
+@pytest.fixture
+def silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """What is printed in the test fails it; the model in float32 is converted in this process, beforehand."""
+    open_model(Source(str(file_of("hairline"))), Settings(cache_dir=""))
+    capfd.readouterr()
+    yield
+    assert capfd.readouterr() == ("", "")
 
-    monkeypatch.setattr(precision, "quantize_in_child", quantize_in_child)
+
+@pytest.mark.usefixtures("silent")
+def test_a_process_of_its_own_quantizes_and_prints_nothing(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "quantize_in_child", child.quantize_in_child)
     caplog.set_level("INFO")
     found = opened("hairline", pairs, min_agreement=0, cache_dir=str(tmp_path))
     assert found.spec.precision in ("int8", "float32")  # as this processor gains by it
     assert "hairline is being quantized, which takes minutes, in a process of its own." in caplog.messages
     assert any("n int8 " in message for message in caplog.messages)
-    assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_wrong_in_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    from keras_server.models.child import quantize_in_child
-
-    monkeypatch.setattr(precision, "quantize_in_child", quantize_in_child)
+@pytest.mark.usefixtures("silent")
+def test_what_is_wrong_in_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "quantize_in_child", child.quantize_in_child)
     with pytest.raises(StartupError, match="has x, and hairline takes pair"):
         opened("hairline", saved(tmp_path / "rows.npz", x=np.zeros((200, 2))))
-    assert capfd.readouterr() == ("", "")
+
+
+def test_one_that_does_not_end_has_a_limit_of_its_own(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "quantize_in_child", child.quantize_in_child)
+    monkeypatch.setattr(child, "LONGEST", {"convert": 3600, "quantize": 1})
+    with pytest.raises(StartupError, match=r"the process that quantizes it was still \w+.* after 1 seconds"):
+        opened("hairline", pairs, min_agreement=0, cache_dir=str(tmp_path))
 
 
 def test_nncf_tells_its_makers_nothing() -> None:

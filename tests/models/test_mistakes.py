@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 import pickle
 import re
@@ -48,14 +47,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return found
 
     monkeypatch.setattr(server, "bind", remembered)
-    log = logging.getLogger("keras_server")
-    before = log.handlers, log.propagate, log.level
     monkeypatch.chdir(tmp_path)
     yield
     for listener in listeners:
         listener.close()
-    log.handlers, log.propagate = before[:2]
-    log.setLevel(before[2])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What changes in a folder of models takes over while requests go on: none is lost, none is mixed, nothing is left."""
 
+import errno
 import gc
 import os
 import re
@@ -10,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -84,6 +85,31 @@ def test_nothing_is_loaded_twice(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
     os.utime("m/cats/1", (1, 1))
     look_twice(served)
     assert factor(served, "cats") == 1
+
+
+def test_what_was_refused_for_a_passing_reason_is_tried_again_when_told_to(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    served = serve("--model-dir", "m")
+    times(Path("m/cats/2/model.xml"), 2)
+    with monkeypatch.context() as full:
+        full.setattr(repositories, "serve_source", raises(OSError(errno.ENOSPC, "No space left on device")))
+        look_twice(served)
+    assert "version 2 of cats is not served: [Errno 28] No space left" in caplog.text
+    assert "No space left" in served.reason("cats")
+    look_twice(served)
+    assert served.find("cats").version_name == "1"
+    served.look_soon()
+    wait_until(lambda: served.find("cats").version_name == "2")
+    assert not served.refused
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def test_a_broken_one_is_refused_once_and_the_old_one_stays(serve: Serve, caplog: Any) -> None:
@@ -214,6 +240,20 @@ def test_a_folder_that_is_away_for_a_moment(serve: Serve) -> None:
     Path("away").rename("m")
     look_twice(served)
     assert factor(served, "cats") == 1
+
+
+def test_a_folder_whose_disk_is_mounted_no_more(serve: Serve, caplog: Any) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("other.xml"), 3)
+    served = serve("--model-dir", "m", "--model", "other.xml")
+    Path("m").rename("away")
+    Path("m").mkdir()
+    look_twice(served)
+    assert (factor(served, "cats"), factor(served, "other")) == (1, 3)
+    assert "m has no model any more, or no disk: what is served stays" in caplog.text
+    times(Path("m/dogs.xml"), 2)
+    look_twice(served)
+    assert served.names() == ("other", "dogs")
 
 
 def test_loading_and_unloading_by_request(serve: Serve) -> None:
