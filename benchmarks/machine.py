@@ -18,7 +18,7 @@ INSTRUCTIONS = {
     "amx_int8": "AMX INT8",
 }
 PACKAGES = (
-    "tensorflow", "keras", "openvino", "flask", "gevent", "pillow",
+    "tensorflow", "keras", "openvino", "flask", "gevent", "pillow", "cykooz-resizer",
     "fastapi", "uvicorn", "litserve", "bentoml", "ray",
 )  # fmt: skip
 
