@@ -1,6 +1,6 @@
 # make serve        sets up and serves             make test        sets up and passes the tests
 # make lint         ruff and mypy                  make format      puts the code into shape
-# make bench        beside other servers (25 min)  make soak        overload, slow clients, restarts (10 min)
+# make bench        beside other servers (40 min)  make soak        overload, slow clients, restarts (10 min)
 # make quick        a verdict in a minute           make mutants     changes of the sources that no test notices (an hour)
 # make fuzz         changed files and requests, ten minutes; make fuzz SECONDS=60
 # make lock         writes the image's lock files anew, with the latest packages that the requirements allow

@@ -20,7 +20,8 @@ from statistics import median, quantiles
 from typing import Any, cast
 
 import numpy as np
-from bench import ROOT, command_of, describe_machine, environment_of, make_weights, weights_of
+from contestants import RANDOM_WEIGHTS, ROOT, command_of, environment_of, make_weights
+from machine import describe_machine
 from report import MODEL_TITLES, put
 from servers import HERE, Server, free_port, make_picture
 
@@ -69,7 +70,7 @@ def measure(model: str, seconds: float) -> dict[str, list[float]]:
         with Server(command_of("ours-float32", model, port, Path()), environment, port, folder) as ours:
             ours.first_answer(make_picture(folder, "dog", (500, 375)))
             settings = Settings(cache_dir=environment["KERAS_SERVER_CACHE_DIR"])  # so it is the server's own engine
-            weights = str(weights_of(model)) if model == "resnet50" else ""
+            weights = str(RANDOM_WEIGHTS) if model == "resnet50" else ""
             opened = open_model(Source(model, weights), settings)
             spec, engine = opened.spec, cast(OpenVINOEngine, opened.engine).all_threads
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

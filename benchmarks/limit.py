@@ -1,6 +1,6 @@
 """Measure the limit: the engine alone and the decoding alone, without HTTP. Prints one line of JSON.
 
-python benchmarks/limit.py --model resnet50 --weights FILE small.jpg large.jpg
+python benchmarks/limit.py EXPORT small.jpg large.jpg    # an export for pictures, which may have int8 in it
 """
 
 import argparse
@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import keras
 import numpy as np
 import openvino
-import tensorflow as tf
+from machine import cores
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,21 +33,36 @@ def durations(action: Callable[[], Any], seconds: float) -> list[float]:
     return taken
 
 
-def measure_engine(model: keras.Model, precision: str, seconds: float) -> dict[str, float]:
-    """Return images/s in batches and the milliseconds of a batch of one, in one thread that calls the engine."""
-    signature = [tf.TensorSpec((None, *TARGET, 3), tf.float32)]
-    function = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
-    converted = openvino.convert_model(function.get_concrete_function())
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    request = openvino.Core().compile_model(converted, "CPU", hints).create_infer_request()
-    one, batch = (np.random.default_rng(0).uniform(0, 255, (n, *TARGET, 3)).astype("float32") for n in (1, BATCH))
+def measure_engine(model: Path, hint: str, seconds: float) -> dict[str, float]:
+    """Return the images/s of the engine in batches of 8, and the milliseconds of a batch of one.
+
+    Once one batch at a time has all threads ("images_per_s"), once each has a thread of its own ("side_by_side_per_s").
+    """
+    core, options = openvino.Core(), {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": cores()}
+    random = np.random.default_rng(0)
+    one, batch = (random.uniform(0, 255, (rows, *TARGET, 3)).astype("float32") for rows in (1, BATCH))
+
+    request = core.compile_model(model, "CPU", options | {"NUM_STREAMS": 1}).create_infer_request()
     in_batches = durations(lambda: request.infer({0: batch}, share_inputs=True), seconds)
     alone = durations(lambda: request.infer({0: one}, share_inputs=True), seconds / 2)
-    return {"images_per_s": BATCH * len(in_batches) / sum(in_batches), "one_ms": 1000 * median(alone)}
+
+    queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", options | {"NUM_STREAMS": cores()}), cores())
+
+    def a_batch_for_each() -> None:
+        for _ in range(cores()):
+            queue.start_async({0: batch}, share_inputs=True)
+        queue.wait_all()
+
+    side_by_side = durations(a_batch_for_each, seconds)
+    return {
+        "images_per_s": BATCH * len(in_batches) / sum(in_batches),
+        "side_by_side_per_s": cores() * BATCH * len(side_by_side) / sum(side_by_side),
+        "one_ms": 1000 * median(alone),
+    }
 
 
 def measure_decoding(picture: Path, prepare: Callable[[Image.Image, tuple[int, int]], Any], seconds: float) -> float:
-    """Return the milliseconds that it takes to open and prepare the picture."""
+    """Return the milliseconds that it takes to open and prepare the picture, in one thread."""
     content = picture.read_bytes()
     return 1000 * median(durations(lambda: prepare(Image.open(io.BytesIO(content)), TARGET), seconds))
 
@@ -61,24 +75,24 @@ def prepare_plainly(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=["resnet50", "bundled"], required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("export", type=Path)
     parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("--seconds", type=float, default=6)
     args = parser.parse_args()
 
-    if args.model == "resnet50":
-        model = keras.applications.ResNet50(weights=args.weights)
-    else:
-        model = keras.saving.load_model(args.weights, compile=False)
-    precisions = {"float32": "f32"}
+    model, int8 = args.export / "model.xml", args.export / "int8.xml"
+    engine = {"float32": measure_engine(model, "f32", args.seconds)}
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        precisions["bfloat16"] = "bf16"
-    engine = {name: measure_engine(model, hint, args.seconds) for name, hint in precisions.items()}
-    sys.path.insert(0, str(ROOT))
-    from run_keras_server import prepare_image
+        engine["bfloat16"] = measure_engine(model, "bf16", args.seconds)
+    if int8.exists():
+        engine["int8"] = measure_engine(int8, "f32", args.seconds)
 
-    ways = {"decoding_ms": prepare_image, "plain_ms": prepare_plainly}
+    sys.path.insert(0, str(ROOT))
+    import run_keras_server as server
+
+    server.configure(["--model", str(args.export), "--log-level", "error"])
+    server.load_model()  # which prepare_image asks what to prepare for
+    ways = {"decoding_ms": server.prepare_image, "plain_ms": prepare_plainly}
     decoding = {
         what: {picture.stem: measure_decoding(picture, way, args.seconds / 4) for picture in args.pictures}
         for what, way in ways.items()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from bench import RANDOM_WEIGHTS, ROOT, make_weights, output_of
+from contestants import RANDOM_WEIGHTS, ROOT, make_weights, output_of
 from report import put
 from servers import Picture, Server, StartError, free_port, load, make_picture, used
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -26,8 +26,21 @@ class StartError(Exception):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures and load
+# Payloads and load
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+class Payload(Protocol):
+    """What a request posts: the file of its body, and where it goes."""
+
+    @property
+    def body(self) -> Path: ...  # noqa: D102
+
+    @property
+    def content_type(self) -> str: ...  # noqa: D102
+
+    @property
+    def route(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,23 @@ class Picture:
     path: Path
     body: Path
     content_type: str
+    route: str = "/predict"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A file with four numbers, as TensorFlow Serving's REST API takes them."""
+
+    body: Path
+    content_type: str = "application/json"
+    route: str = "/v1/models/numbers:predict"
+
+
+def make_numbers(folder: Path) -> Numbers:
+    """Write one row of four numbers."""
+    numbers = Numbers(folder / "four.json")
+    numbers.body.write_text('{"instances": [[5.1, 3.5, 1.4, 0.2]]}')
+    return numbers
 
 
 def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
@@ -51,12 +81,12 @@ def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
     return picture
 
 
-def load(port: int, picture: Picture, clients: int, seconds: float) -> dict[str, Any]:
-    """Post the picture from a number of clients, each again as soon as it has its answer; return what wrk counted."""
+def load(port: int, payload: Payload, clients: int, seconds: float) -> dict[str, Any]:
+    """Post the payload from a number of clients, each again as soon as it has its answer; return what wrk counted."""
     whole = f"{seconds:.0f}"
     command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={whole}s", "--timeout=30s"]
-    command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}/predict"]
-    environment = os.environ | {"BENCH_BODY": str(picture.body), "BENCH_CONTENT_TYPE": picture.content_type}
+    command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}{payload.route}"]
+    environment = os.environ | {"BENCH_BODY": str(payload.body), "BENCH_CONTENT_TYPE": payload.content_type}
     environment |= {"BENCH_SECONDS": whole}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -86,6 +116,15 @@ def used(stat: str) -> float:
     """Return the seconds of a processor that a process has taken, from its file stat in /proc."""
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def best_label(predictions: list[Any]) -> str:
+    """Return the most probable label of five, or the number of the class of one row; nothing for anything else."""
+    if len(predictions) == 5:
+        return predictions[0]["label"]
+    if len(predictions) == 1 and len(row := predictions[0]) == 3:
+        return str(row.index(max(row)))
+    return ""
 
 
 class Server:
@@ -149,32 +188,32 @@ class Server:
         """Return the processor time that its processes have used."""
         return sum(used(text) for _, text in self._each("stat", self.pids()))
 
-    def post(self, body: bytes, content_type: str) -> tuple[int, bytes]:
+    def post(self, body: bytes, content_type: str, route: str = "/predict") -> tuple[int, bytes]:
         """Send one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("POST", "/predict", body, {"Content-Type": content_type})
+            connection.request("POST", route, body, {"Content-Type": content_type})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
             connection.close()
 
-    def first_answer(self, picture: Picture) -> tuple[float, str]:
+    def first_answer(self, payload: Payload) -> tuple[float, str]:
         """Wait for the first 200; return the seconds since the start and the most probable label.
 
-        Raises StartError.
+        Of numbers the label is that of the most probable class. Raises StartError.
         """
-        body = picture.body.read_bytes()
+        body = payload.body.read_bytes()
         while time.monotonic() < self.started + START_TIMEOUT and self.process.poll() is None:
             try:
-                status, answer = self.post(body, picture.content_type)
+                status, answer = self.post(body, payload.content_type, payload.route)
             except (OSError, http.client.HTTPException):  # it does not listen yet
                 status = 0
             if status == 200:
                 seconds, found = time.monotonic() - self.started, json.loads(answer)
                 found = found[0] if isinstance(found, list) else found  # BentoML answers a batch of one
-                if len(found["predictions"]) == 5:
-                    return seconds, found["predictions"][0]["label"]
+                if label := best_label(found["predictions"]):
+                    return seconds, label
             time.sleep(0.05)
         raise StartError(self.log.read_text(errors="replace")[-2000:] or "(its log is empty)")
 

@@ -30,7 +30,7 @@ NOT_HERE = {
     "make lint": "it looks at the code, and CI runs it before this suite",
     "make format": "it looks at the code, as make lint does",
     "make fuzz": "it takes minutes, and CI runs it after this suite",
-    "make bench": "it measures, for an hour",
+    "make bench": "it measures, for forty minutes",
     ".venv/bin/python benchmarks/": "it measures, and needs the benchmark's other servers",
     "make serve-ray": "it needs Ray, and tests/ray has it",
     ".venv-ray/": "it needs Ray, and tests/ray has it",

@@ -8,7 +8,7 @@ from typing import Any
 
 import bentoml
 import numpy as np
-from keras_model import MAX_BATCH, load_model, prepare_image, top_five
+from keras_model import MAX_BATCH, answer_of, load_model, prepare_image, prepare_numbers, route, takes_numbers
 from PIL.Image import Image
 
 
@@ -19,8 +19,20 @@ class KerasService:
     def __init__(self) -> None:
         self.model = load_model()
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH)
-    def predict(self, image: list[Image]) -> list[dict[str, Any]]:
-        """Classify the pictures that came together."""
-        batch = np.stack([prepare_image(one) for one in image])
-        return [top_five(row) for row in self.model.predict_on_batch(batch)]
+    def compute(self, rows: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Compute the rows that came together."""
+        return [answer_of(output) for output in self.model.predict_on_batch(np.stack(rows))]
+
+    if takes_numbers:
+
+        @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, route=route)
+        def predict(self, instances: list[list[float]]) -> list[dict[str, Any]]:
+            """Compute the rows of the requests that came together."""
+            return self.compute([prepare_numbers([row]) for row in instances])
+
+    else:
+
+        @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, route=route)
+        def predict(self, image: list[Image]) -> list[dict[str, Any]]:
+            """Classify the pictures that came together."""
+            return self.compute([prepare_image(one) for one in image])

@@ -33,17 +33,20 @@ def prepare_image(image, target):
     return image
 
 
-@app.route("/predict", methods=["POST"])
+@app.route(keras_model.route, methods=["POST"])
 def predict():
-    """Classify the uploaded image."""
+    """Classify the uploaded image, or compute the row of numbers."""
     data = {"success": False}
+    if keras_model.takes_numbers:
+        rows = np.array(flask.request.get_json()["instances"], dtype="float32")
+        data = keras_model.answer_of(model.predict(rows)[0])
     if flask.request.files.get("image"):
         image = flask.request.files["image"].read()
         image = Image.open(io.BytesIO(image))
         image = prepare_image(image, target=(224, 224))
         preds = model.predict(image)
         # decode_predictions would download its labels.
-        data = keras_model.top_five(preds[0])
+        data = keras_model.answer_of(preds[0])
     return flask.jsonify(data)
 
 
