@@ -6,6 +6,7 @@ What a line shows is compared with what comes. A section's server is the one tha
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -268,7 +269,7 @@ def follow(reader: Reader, document: Path) -> None:
             section, server = line.section, "python run_keras_server.py"
         if any(line.command.startswith(start) for start in NOT_HERE):
             if line.command.startswith("make "):  # that there is such a target can be told
-                make = ["make", "--dry-run", *line.command.split()[1:]]
+                make = ["make", "--dry-run", *shlex.split(line.command, comments=True)[1:]]
                 assert subprocess.run(make, cwd=reader.folder, capture_output=True).returncode == 0, line
         elif line.command.startswith(SERVES) and not line.command.startswith(
             tuple(f"python run_keras_server.py {name}" for name in COMMANDS)
