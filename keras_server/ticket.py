@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from http import HTTPStatus
 
 from keras_server import spans, telemetry
 from keras_server.clients import client_address, trace_of
@@ -23,7 +24,6 @@ DESCRIBED = {  # headers that describe() reads, and what WSGI calls them
     "x-forwarded-for": "HTTP_X_FORWARDED_FOR",
     "traceparent": "HTTP_TRACEPARENT",
 }
-OTHER_HOST = 421  # the status that the host explains
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)  # the front's sockets never block anyway
 
 
@@ -94,7 +94,7 @@ class Ticket:
             seconds = time.monotonic() - self.arrived
             more = {"images": self.images, "bytes": self.size, "client": self.address, "id": self.id}
             more |= {"traceparent": self.trace} if self.trace else {}
-            more |= {"host": telemetry.quoted(self.host[:200])} if status == OTHER_HOST else {}
+            more |= {"host": telemetry.quoted(self.host[:200])} if status == HTTPStatus.MISDIRECTED_REQUEST else {}
             telemetry.record(status, route, self.method, self.path, seconds, more)
             if spans.current and route not in telemetry.PROBES:
                 self.send_spans(spans.current, status, route)

@@ -6,9 +6,8 @@ import zlib
 
 import flask
 
-from keras_server.api.context import body_limit, charge, current_app, current_settings
+from keras_server.api.context import body_limit, charge, current_settings, turn
 from keras_server.api.tensors import TensorError, short
-from keras_server.pictures.work import Work
 
 COPIES = 4  # how often a body is in memory while pictures are taken out of it
 SWELLING = 1032  # most bytes that one of deflate stands for
@@ -36,7 +35,7 @@ def read_body() -> bytes:
     most = min(len(data) * (SWELLING if codings else 1), body_limit(current_settings()))
     charge(COPIES * most)
     for coding in reversed(codings):  # in the order in which they were applied (RFC 9110, 8.4)
-        with current_app().budget.turn(Work(0, UNPACKED * most / 1e9, 0)):
+        with turn(UNPACKED * most):
             data = unpacked(data, coding)
     return data
 

@@ -6,6 +6,7 @@ import io
 import re
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import IO, cast
 from urllib.parse import parse_qsl, unquote
 
@@ -18,6 +19,7 @@ from keras_server.errors import Cors
 from keras_server.machine import memory, processors, resident
 from keras_server.models.registry import Hook, NotLoaded, Registry
 from keras_server.models.served import Served
+from keras_server.pictures.work import Work
 from keras_server.settings import Settings
 from keras_server.telemetry import PROBES
 
@@ -179,6 +181,11 @@ def body_limit(settings: Settings) -> int:
 def memory_limit(settings: Settings) -> int:
     """Return how many bytes of memory the server takes at most."""
     return settings.memory * 2**20 or memory() // 2
+
+
+def turn(nanoseconds: float) -> AbstractContextManager[None]:
+    """Return the turn for work of the request that takes so long and no memory of its own. Raises as Turns.turn()."""
+    return current_app().budget.turn(Work(0, nanoseconds / 1e9, 0))
 
 
 def charge(size: int) -> None:

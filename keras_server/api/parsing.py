@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from keras_server.api.context import charge, current_app
+from keras_server.api.context import charge, turn
 from keras_server.api.tensors import JSON_TYPES, TensorError
-from keras_server.pictures.work import Work
 
 T = TypeVar("T", bound=msgspec.Struct)
 ABSENT = msgspec.Raw(b"")
@@ -29,7 +28,7 @@ CONSTANT = re.compile(rb"(?<![\w\"])(-?Infinity|NaN)(?![\w\"])")
 def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
     """Return the fields of a JSON object that a schema names. Raises TensorError where it is none."""
     try:
-        with current_app().budget.turn(Work(0, CHECKED * len(text) / 1e9, 0)):
+        with turn(CHECKED * len(text)):
             return msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=schema)
     except msgspec.ValidationError:
         raise TensorError(f"{what} has to be an object, and {kind_of(msgspec.Raw(text.strip()))} came.") from None
@@ -110,7 +109,7 @@ def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> A
     text = memoryview(raw)
     if len(text) <= SMALL:
         return read(text)
-    with current_app().budget.turn(Work(0, COUNTED * len(text) / 1e9, 0)):
+    with turn(COUNTED * len(text)):
         counts = Counts.of(text)
     if not fits(counts):
         raise TensorError(
@@ -118,7 +117,7 @@ def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> A
             "not fit the shapes that the model takes."
         )
     charge(counts.memory)
-    with current_app().budget.turn(Work(0, MADE * len(text) / 1e9, 0)):
+    with turn(MADE * len(text)):
         return read(text)
 
 

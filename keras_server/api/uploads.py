@@ -15,11 +15,10 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from keras_server.api.bodies import read_body
-from keras_server.api.context import charge, current_app, current_model, current_settings, model_settings
+from keras_server.api.context import charge, current_app, current_model, current_settings, model_settings, turn
 from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text
 from keras_server.api.tensors import TensorError, from_base64
 from keras_server.images import Picture, begins_as_picture, least_side
-from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, stage
 
 HOW = "send it as the form field 'image', as in curl -F image=@dog.jpg"
@@ -149,7 +148,7 @@ def read_parts(data: bytes) -> list[Part]:
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
     if b"--" + boundary + b"--" not in data:
         flask.abort(400, "The form breaks off: its closing boundary is missing. Send it once more.")
-    with current_app().budget.turn(Work(0, DIVIDED * len(data) / 1e9, 0)):  # or the event loop waits for many threads
+    with turn(DIVIDED * len(data)):  # or the event loop waits for many threads
         return divide(data, boundary)
 
 
@@ -220,9 +219,8 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
 
 def look(data: bytes) -> Picture:
     """Return an upload with its head read, in its turn, for its bytes are gone through. Raises as decode()."""
-    app = current_app()
-    with app.budget.turn(Work(0, LOOKED * len(data) / 1e9, 0)):
-        return Picture(data, app.settings().max_megapixels)
+    with turn(LOOKED * len(data)):
+        return Picture(data, current_settings().max_megapixels)
 
 
 def decode(data: bytes) -> np.ndarray:

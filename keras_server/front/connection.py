@@ -208,7 +208,7 @@ class Connection:
         """Note in the ticket what the log will say."""
         environ = {variable: self.head.fields.get(name, "") for name, variable in DESCRIBED.items()}
         environ |= {"REQUEST_METHOD": self.head.method, "PATH_INFO": self.head.path, "REMOTE_ADDR": self.address}
-        environ["HTTP_HOST"] = self.head.host
+        environ |= {"HTTP_HOST": self.head.host}  # which the target may name instead of the field
         self.ticket.describe(environ, self.front.limits.proxies)
         self.ticket.size = self.size
 

@@ -65,9 +65,7 @@ class Job:
         for other in others:
             if other != first:  # which numpy might stretch to fit
                 raise ModelError(f"One batch has outputs of the shapes {first}, another {other}.")
-        self.outputs = [
-            arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)
-        ]
+        self.outputs = joined(parts)
         self.finish()
 
     def note(self, rows: slice, started: float, ended: float) -> None:
@@ -210,16 +208,11 @@ class Batcher:
                 self.count(job, job.taken - job.rows)
                 job.finish(Overdue())
                 continue
-            if batch and job.kind != batch[0][0].kind:
+            rows = min(share, room, job.rows - job.taken, stretch if job.long else room)
+            if not rows or (batch and job.kind != batch[0][0].kind):
                 others.append(job)
                 continue
-            rows = min(share, room, job.rows - job.taken)
-            if job.long:
-                rows = min(rows, stretch)
-                stretch -= rows
-            if not rows:
-                others.append(job)
-                continue
+            stretch -= rows if job.long else 0
             batch.append((job, slice(job.taken, job.taken + rows)))
             job.taken += rows
             room -= rows
@@ -231,10 +224,7 @@ class Batcher:
 
     def work(self, batch: list[tuple[Job, slice]]) -> None:
         """Compute a batch and hand out its rows. Where the model fails on it, each part is tried alone."""
-        inputs = [
-            parts[0] if len(parts) == 1 else np.concatenate(parts)
-            for parts in zip(*([array[rows] for array in job.inputs] for job, rows in batch), strict=True)
-        ]
+        inputs = joined([[array[rows] for array in job.inputs] for job, rows in batch])
         started = time.monotonic()
         try:
             outputs = [np.asarray(output) for output in self.run(inputs)]
@@ -264,6 +254,11 @@ class Batcher:
             except ModelError as error:
                 job.finish(error)
             first = last
+
+
+def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return for each input, or output, the array with the rows of all parts; of a lone part its own."""
+    return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def check(outputs: list[np.ndarray], rows: int) -> None:
