@@ -90,8 +90,7 @@ def narrowed(words: str) -> dict[str, tuple[str, ...]]:
     for field, names in fields.items():
         if found := tuple(name for name in names if {name, name.partition("-")[0]} & set(wanted)):
             chosen[field] = found
-    known = {word for names in fields.values() for name in names for word in (name, name.partition("-")[0])}
-    if unknown := [word for word in wanted if word not in known]:
+    if unknown := [word for word in wanted if word not in known_words()]:
         raise ValueError(f"{', '.join(unknown)}: not among {', '.join(known_words())}")
     return chosen
 

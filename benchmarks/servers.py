@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -30,41 +30,25 @@ class StartError(Exception):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class Payload(Protocol):
-    """What a request posts: the file of its body, and where it goes."""
-
-    @property
-    def body(self) -> Path: ...  # noqa: D102
-
-    @property
-    def content_type(self) -> str: ...  # noqa: D102
-
-    @property
-    def route(self) -> str: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG file, and the request that uploads it."""
+class Payload:
+    """What a request posts: the file of its body, the type of that, and where it goes."""
 
-    path: Path
     body: Path
     content_type: str
     route: str = "/predict"
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """A file with four numbers, as TensorFlow Serving's REST API takes them."""
+@dataclass(frozen=True, kw_only=True)
+class Picture(Payload):
+    """A JPEG file, and the request that uploads it."""
 
-    body: Path
-    content_type: str = "application/json"
-    route: str = "/v1/models/numbers:predict"
+    path: Path
 
 
-def make_numbers(folder: Path) -> Numbers:
-    """Write one row of four numbers."""
-    numbers = Numbers(folder / "four.json")
+def make_numbers(folder: Path) -> Payload:
+    """Write one row of four numbers, as TensorFlow Serving's REST API takes them."""
+    numbers = Payload(folder / "four.json", "application/json", "/v1/models/numbers:predict")
     numbers.body.write_text('{"instances": [[5.1, 3.5, 1.4, 0.2]]}')
     return numbers
 
@@ -72,7 +56,7 @@ def make_numbers(folder: Path) -> Numbers:
 def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
     """Write dog.jpg in another size, plainly and as a form."""
     content_type = f"multipart/form-data; boundary={BOUNDARY}"
-    picture = Picture(folder / f"{name}.jpg", folder / f"{name}.form", content_type)
+    picture = Picture(folder / f"{name}.form", content_type, path=folder / f"{name}.jpg")
     with Image.open(HERE.parent / "dog.jpg") as image:
         image.convert("RGB").resize(size).save(picture.path, "JPEG", quality=90)
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="dog.jpg"\r\n'

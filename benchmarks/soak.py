@@ -32,7 +32,7 @@ import gevent.socket
 from bench import ROOT, command_of, describe_machine, make_weights
 from PIL import Image
 from report import MODEL_TITLES, put
-from servers import HERE, Picture, free_port, load, used
+from servers import HERE, Payload, free_port, load, used
 
 sys.path.insert(0, str(ROOT / "tests"))
 from supervisor import Supervisor
@@ -263,7 +263,7 @@ def closed_loop(server: Server, clients: int, seconds: float) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(picture())
         file.flush()
-        jpeg = Picture(Path(file.name), Path(file.name), "image/jpeg")
+        jpeg = Payload(Path(file.name), "image/jpeg")
         return load(server.port, jpeg, clients, seconds)
 
 
