@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -120,8 +119,7 @@ def test_an_error_can_be_read_by_the_pages_that_may() -> None:
     assert "access-control-allow-origin" not in ask(answering([]), b"x", headers=headers)[1]
 
 
-def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
+def test_what_the_app_never_sees_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "keras_server"):
         headers = ask(answering([START, BODY]), b"x", headers=[(b"content-length", b"99999999")])[1]
     assert "status=413 " in caplog.text
@@ -257,7 +255,6 @@ def test_the_pauses_between_tries_double_and_each_loss_is_logged(
         pauses.append(seconds)
 
     monkeypatch.setattr(gate.asyncio, "sleep", sleep)
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     assert ask(answering(RuntimeError("died")), b"x")[0] == 503
     assert pauses == [gate.PAUSE * 2**attempt for attempt in range(gate.TRIES)]
     lost = [record for record in caplog.records if record.getMessage() == "A request was lost"]

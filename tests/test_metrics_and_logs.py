@@ -11,7 +11,6 @@ from fakes import PIXEL, FakeServer, post, request, wait_until
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-import run_keras_server as server
 from keras_server import telemetry
 from keras_server.telemetry import JsonFormatter
 from keras_server.ticket import Ticket
@@ -198,8 +197,7 @@ def test_json_lines_hold_any_message() -> None:
     assert found["level"] == "ERROR"
 
 
-def test_a_ticket_is_closed_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.log, "propagate", True)
+def test_a_ticket_is_closed_once(caplog: pytest.LogCaptureFixture) -> None:
     ticket = Ticket(1)
     ticket.describe({"REQUEST_METHOD": "GET", "PATH_INFO": "/", "CONTENT_LENGTH": "what"})
     with caplog.at_level(logging.INFO, "keras_server"):

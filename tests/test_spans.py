@@ -1,6 +1,5 @@
 """Spans of OpenTelemetry, as a collector on this machine gets them over OTLP."""
 
-import logging
 import re
 import socket
 import subprocess
@@ -206,7 +205,6 @@ def test_without_an_endpoint_nothing_is_imported_or_noted(monkeypatch: pytest.Mo
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     assert spans.exporter() is None
     assert "No spans are sent to OTEL_EXPORTER_OTLP_ENDPOINT: pip install 'keras-rest-server[otel]'" in caplog.text
 
@@ -214,6 +212,5 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest
 def test_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     assert spans.exporter() is None
     assert "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT asks for them by grpc, and there is http/protobuf only" in caplog.text

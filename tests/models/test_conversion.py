@@ -1,6 +1,5 @@
 """Served models hold the numbers that their own Keras gives: files of users, and kinds of layers built on the spot."""
 
-import logging
 import re
 import shutil
 import warnings
@@ -350,7 +349,6 @@ def test_the_innermost_reason_is_told() -> None:
 
 
 def test_a_wrong_conversion_is_not_served(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
     caplog.set_level("INFO", "keras_server")
     keras_model = build(lambda k: functional(k, k.layers.Dense(3), shape=(4,)))
     other = build(lambda k: functional(k, k.layers.Dense(3, bias_initializer="ones"), shape=(4,)))
@@ -400,7 +398,7 @@ def test_where_keras_itself_wavers_a_hundredth_at_most_is_allowed() -> None:
     assert differs(np.array([2, 2]), whole, np.array([1, 0])) == ""
 
 
-def test_a_tensor_without_counterpart_is_no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_without_counterpart_is_no_conversion() -> None:
     from keras_server.models.convert import by_tensor_name
 
     with pytest.raises(ConversionError, match="'x' has no counterpart"):
@@ -661,10 +659,7 @@ def test_as_many_features_as_rows_are_no_rows() -> None:
         engine_and_spec(KerasModel(keras.Model(tensor, keras.ops.sum(tensor, 0))), Settings(cache_dir=""))
 
 
-def test_names_with_blanks_are_served_layer_by_layer(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("keras_server"), "propagate", True)
+def test_names_with_blanks_are_served_layer_by_layer(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "keras_server")
     keras = import_keras()
     tensor = keras.Input((3,), name="in put")
