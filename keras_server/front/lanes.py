@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from wsgiref.types import WSGIApplication
 
 import gevent
@@ -32,12 +33,13 @@ class Work:
 
 
 class Lane:
-    """Threads for one kind of requests, and the queue before them."""
+    """Threads for one kind of requests, started as they are needed, and the queue before them."""
 
     def __init__(self, name: str, app: WSGIApplication, threads: int, limit: int):
         """Take the WSGI app, how many threads run it, and how many requests there may be at once."""
-        self.app, self.threads, self.limit = app, threads, limit
-        self.workers = ThreadPoolExecutor(threads, name)
+        self.name, self.app, self.threads, self.limit = name, app, threads, limit
+        self.started = 0  # of its threads
+        self.given = queue.SimpleQueue[Work | None]()  # for the next free thread; None ends one
         self.loop = gevent.get_hub().loop
         self.queue: deque[Work] = deque()  # requests that wait for a thread
         self.running = 0  # requests that have one
@@ -67,7 +69,15 @@ class Lane:
         """Give waiting requests to free threads."""
         while self.queue and self.running < self.threads:
             self.running += 1
-            self.workers.submit(self.run_in_thread, self.queue.popleft())
+            if self.running > self.started:
+                self.started += 1
+                threading.Thread(target=self.run_all, name=self.name, daemon=True).start()
+            self.given.put(self.queue.popleft())
+
+    def close(self) -> None:
+        """End the threads, once they have answered what they have."""
+        for _ in range(self.started):
+            self.given.put(None)
 
     def give_up_abandoned(self) -> None:
         """End what clients have left: it would keep its place and its memory until a thread takes it."""
@@ -75,12 +85,13 @@ class Lane:
             if work.ticket.client_left():
                 work.ended.set()
 
-    def run_in_thread(self, work: Work) -> None:
-        """Answer a request, on a native thread."""
-        if not work.ticket.over:
-            work.answer = run(self.app, work.environ)
-            work.computed = True
-        self.loop.run_callback_threadsafe(self.finish, work)
+    def run_all(self) -> None:
+        """Answer request after request, on a native thread."""
+        while work := self.given.get():
+            if not work.ticket.over:
+                work.answer = run(self.app, work.environ)
+                work.computed = True
+            self.loop.run_callback_threadsafe(self.finish, work)
 
     def finish(self, work: Work) -> None:
         """Wake the connection whose answer is ready, and use the thread for another."""
@@ -105,6 +116,6 @@ def run(app: WSGIApplication, environ: dict[str, object]) -> Answer | None:
         finally:
             getattr(chunks, "close", lambda: None)()
         return *started[-1], body
-    except Exception:
+    except BaseException:  # also sys.exit() in what somebody has written: the thread has further requests
         log.exception("The app failed")
         return None

@@ -10,7 +10,6 @@ import select
 import stat
 import sys
 import threading
-import time
 
 from keras_server import telemetry
 from keras_server.models.errors import StartupError
@@ -31,18 +30,19 @@ class Log(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         # How many are missing before it, and a line, or what is to be told once all before it are written.
-        self.lines = queue.Queue[tuple[int, str | threading.Event]](LINES)
+        self.lines = queue.SimpleQueue[tuple[int, str | threading.Event]]()
         self.missing = 0  # lines that were dropped since the last one that was queued
         threading.Thread(target=self.write_all, args=[stderr()], name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, or drop it where too many wait. The handler's lock lets one in at a time."""
         try:
-            self.lines.put_nowait((self.missing, self.format(record)))
+            if self.lines.qsize() >= LINES:
+                self.missing += 1
+                DROPPED.inc()
+                return
+            self.lines.put((self.missing, self.format(record)))
             self.missing = 0
-        except queue.Full:
-            self.missing += 1
-            DROPPED.inc()
         except Exception:  # noqa: BLE001 - a message and arguments that do not fit each other
             self.handleError(record)
 
@@ -68,11 +68,10 @@ class Log(logging.Handler):
 
     def flush(self) -> None:
         """Have what waits written, as far as it is taken in time; logging itself calls it as the process ends."""
-        until, written = time.monotonic() + LAST_SECONDS, threading.Event()
-        with contextlib.suppress(queue.Full):
-            self.lines.put((self.missing, written), timeout=LAST_SECONDS)
-            self.missing = 0
-            written.wait(max(until - time.monotonic(), 0))
+        written = threading.Event()
+        self.lines.put((self.missing, written))
+        self.missing = 0
+        written.wait(LAST_SECONDS)
 
 
 def stderr() -> int:

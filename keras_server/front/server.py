@@ -121,7 +121,7 @@ class Front:
         unused = time.monotonic() - self.limits.seconds - constants.UNUSED_SECONDS
         for group, lane in [*self.others.items()]:
             if not lane.works and not lane.running and lane.used < unused:
-                self.others.pop(group).workers.shutdown(wait=False)
+                self.others.pop(group).close()
 
     def handle(self, sock: gevent.socket.socket, address: tuple[object, ...]) -> None:
         """Serve a new connection, and make a place for the next.

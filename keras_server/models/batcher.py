@@ -1,4 +1,7 @@
-"""The queue before an engine: threads of the model's own compute whatever has queued while they were busy."""
+"""The queue before an engine: threads of the model's own compute whatever has queued while they were busy.
+
+Where computing takes less than handing over to another thread, the one that brings a job computes it itself.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from keras_server.ticket import TICKET
 
 LATELY = 1.0  # seconds since the last short job: more are expected
 RECENT = 0.2  # the part of the last batch in the pace
+QUICK = 0.001  # seconds for rows below which handing them to another thread would cost about as much
 STRETCH = 0.02  # seconds that a lane then computes rows of long jobs at a stretch, about; a short job takes no longer
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
@@ -86,7 +90,8 @@ class Batcher:
     """Stands where the tutorial's model stood: predict() from any thread, computed in batches by the model's own.
 
     They are as many as the model computes batches side by side, its lanes: on a GPU one. An idle one computes a lone
-    row at once; while all are busy rows queue up and form the next batches.
+    row at once; while all are busy rows queue up and form the next batches. Of a quick model the thread that finds an
+    idle lane takes it itself.
     """
 
     def __init__(
@@ -99,11 +104,11 @@ class Batcher:
         self.least = math.inf  # seconds that a batch has taken
         self.pace = 0.0  # seconds that a lane took for each further row of a batch, lately
         self.short = -math.inf  # when the last short job came
-        self.busy: dict[int, float] = {}  # lanes that compute, since when
+        self.busy: dict[int, float] = {}  # threads that compute, one a lane, since when
         self.dead = self.closed = False
         self.on_death: Callable[[], None] = lambda: None
         self.changed = threading.Condition()
-        self.threads = [threading.Thread(target=self.loop, args=[n], name="model", daemon=True) for n in range(lanes)]
+        self.threads = [threading.Thread(target=self.loop, name="model", daemon=True) for _ in range(lanes)]
         for thread in self.threads:
             thread.start()
 
@@ -136,42 +141,66 @@ class Batcher:
             if self.dead or self.closed:
                 raise ModelDied
             self.check_room(job.rows)
+            leads = self.least + job.rows * self.pace < QUICK and not self.jobs and self.idle
             self.jobs.append(job)
             job.long = self.is_long(job.rows)
             self.count(job, job.rows)
             if not job.long:
                 self.short = job.since
-            self.changed.notify()
+            batch = self.begin() if leads else None
+            if self.jobs and self.idle:
+                self.changed.notify()
+        if batch is not None:
+            self.end(batch)
         if not job.finished.wait(job.ticket.left if job.ticket else None):
             raise Overdue
         if job.error:
             raise job.error
         return job.outputs
 
-    def loop(self, lane: int) -> None:
+    def loop(self) -> None:
         """Compute batch after batch, for as long as the process lives."""
-        batch: list[tuple[Job, slice]] = []
+        while True:
+            with self.changed:
+                while not self.jobs or not self.idle:
+                    if self.closed and not self.jobs:
+                        return
+                    self.changed.wait()
+                batch = self.begin()
+                if self.jobs and self.idle:
+                    self.changed.notify()
+            self.end(batch)
+
+    @property
+    def idle(self) -> int:
+        """How many lanes compute nothing."""
+        return self.lanes - len(self.busy)
+
+    def begin(self) -> list[tuple[Job, slice]]:
+        """Take the next batch off the queue, and a lane for it until end()."""
+        batch = self.take()
+        self.busy[threading.get_ident()] = time.monotonic()
+        return batch
+
+    def end(self, batch: list[tuple[Job, slice]]) -> None:
+        """Compute a batch, and let the next have the lane."""
         try:
-            while True:
-                with self.changed:
-                    self.busy.pop(lane, None)
-                    while not self.jobs:
-                        if self.closed:
-                            return
-                        self.changed.wait()
-                    batch = self.take()
-                    self.busy[lane] = time.monotonic()
-                    if self.jobs:  # for the next idle lane
-                        self.changed.notify()
-                if batch:
-                    self.work(batch)
+            if batch:
+                self.work(batch)
+        except BaseException:  # none is expected here: the process is to end, but nobody is left waiting
+            with self.changed:
+                self.dead = True
+                for job in {job for job, _ in batch} | {*self.jobs}:
+                    job.finish(ModelDied())
+            self.on_death()
+            raise
         finally:
-            if not self.closed:  # no exception is expected here: the process is to end, but nobody is left waiting
-                with self.changed:
-                    self.dead = True
-                    for job in {job for job, _ in batch} | {*self.jobs}:
-                        job.finish(ModelDied())
-                self.on_death()
+            with self.changed:
+                del self.busy[threading.get_ident()]
+                if self.closed:  # all are to end
+                    self.changed.notify_all()
+                elif self.jobs:
+                    self.changed.notify()
 
     def is_long(self, rows: int) -> bool:
         """Whether a job of so many rows holds up others: several that take longer than a stretch."""
@@ -197,7 +226,7 @@ class Batcher:
         """
         batch: list[tuple[Job, slice]] = []
         others: list[Job] = []
-        room = min(self.max_batch, -(-self.waiting // (self.lanes - len(self.busy))))  # idle lanes share, rounded up
+        room = min(self.max_batch, -(-self.waiting // self.idle))  # idle lanes share, rounded up
         share = max(1, room // len(self.jobs))
         stretch = room  # rows of long jobs
         if self.pace and time.monotonic() - self.short < LATELY:

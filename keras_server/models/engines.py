@@ -106,14 +106,21 @@ class OpenVINOEngine:
         with ThreadPoolExecutor(1, initializer=lambda: step_back(NICENESS)) as background:
             self.free = background.submit(requests, self.lanes).result()
             self.all_threads = background.submit(requests, 1).result()[0] if self.lanes > 1 else self.free[0]
+        self.tensor = openvino().Tensor
+        self.types = [taken.element_type.to_dtype() for taken in self.all_threads.model_inputs]
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Compute one batch."""
         lane = self.free.pop()
         try:
             alone = len(self.free) == self.lanes - 1 and len(inputs[0]) == 1
-            outputs = (self.all_threads if alone else lane).infer(inputs, share_inputs=True).to_tuple()
-            return [plain(output) for output in outputs]
+            request = self.all_threads if alone else lane
+            for number, array in enumerate(inputs):  # in a small model's time twice as fast as infer(inputs)
+                shared = np.require(
+                    array, self.types[number], ["C", "W"]
+                )  # as a tensor has to be that shares its memory
+                request.set_input_tensor(number, self.tensor(shared, shared_memory=True))
+            return [plain(output) for output in request.infer().to_tuple()]
         finally:
             self.free.append(lane)
 

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import requests
 from fakes import PIXEL, PREDICT, Answer, FakeServer, Raw, has_ipv6, post, request, wait_until
 
 import run_keras_server as server
+from keras_server.front import lanes
 
 # Every time is either far beyond the tests' patience or short because a test waits for it to be up.
 SHORT: dict[str, Any] = {"HEAD_SECONDS": 0.5, "SILENT_SECONDS": 0.2, "LINGER_SECONDS": 1}
@@ -546,6 +548,17 @@ def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
         assert answer.status == 408
         assert fake.end() == 0
         raw.close()
+
+
+def test_an_app_that_would_end_its_thread_is_answered_for_and_the_thread_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def app(_environ: object, _start: object) -> list[bytes]:
+        sys.exit("as somebody's own code may")
+
+    monkeypatch.setattr(lanes.log, "propagate", True)
+    assert lanes.run(app, {}) is None  # for which the front answers 500
+    assert "SystemExit: as somebody's own code may" in caplog.text
 
 
 def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:

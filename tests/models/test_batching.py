@@ -292,11 +292,59 @@ def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench
         bench.batcher.compute([np.zeros((1, 3), np.float32)])
 
 
+@pytest.mark.parametrize(("least", "pace", "led"), [(0, 0, True), (0.0009, 0.00002, True), (0.0009, 0.0001, False)])
+def test_a_quick_model_computes_on_the_thread_that_asks(
+    monkeypatch: pytest.MonkeyPatch, least: float, pace: float, led: bool
+) -> None:
+    """Two rows are expected to take `least`, and twice `pace`; a millisecond is the limit."""
+    callers = list[threading.Thread]()
+
+    def compute(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        callers.append(threading.current_thread())
+        return [inputs[0] * 2]
+
+    batcher = Batcher(compute, max_batch=4, queue_size=20)
+    monkeypatch.setattr(batcher, "least", least)
+    monkeypatch.setattr(batcher, "pace", pace)
+    assert batcher.compute([np.ones((2, 1))])[0].tolist() == [[2], [2]]
+    assert callers == [threading.current_thread() if led else batcher.threads[0]]
+    batcher.close()
+    batcher.threads[0].join(20)
+    assert not batcher.threads[0].is_alive()
+
+
+def test_what_comes_while_a_thread_computes_its_own_rows_is_the_next_batch(bench: Bench) -> None:
+    bench.batcher.least = 0
+    answers = [bench.busy(0, 1, 2, 3, 4), bench.ask(5), bench.ask(6)]  # four rows, and one that waits with the others
+    bench.batcher.close()
+    bench.go()
+    assert [answer.result(20)[0].tolist() for answer in answers] == [doubled(0, 1, 2, 3, 4), doubled(5), doubled(6)]
+    assert sorted(bench.engine.batches) == [[0, 1, 2, 3], [4, 5, 6]]
+    bench.batcher.threads[0].join(20)
+    assert not bench.batcher.threads[0].is_alive()
+
+
+def test_a_thread_that_dies_of_its_own_rows_ends_the_model(bench: Bench) -> None:
+    class Unexpected(BaseException):
+        pass
+
+    died = threading.Event()
+    bench.batcher.on_death, bench.batcher.least = died.set, 0
+    bench.engine.poison = Unexpected
+    answers = [bench.busy(-1), bench.ask(1)]
+    bench.go()
+    assert [type(answer.exception(20)) for answer in answers] == [Unexpected, ModelDied]
+    assert died.is_set()
+    assert bench.batcher.dead
+    assert not bench.batcher.busy
+
+
 def test_it_says_since_when_it_is_busy(bench: Bench) -> None:
     assert not bench.batcher.busy
     before = time.monotonic()
     answer = bench.busy(0)
-    assert before <= bench.batcher.busy[0] <= time.monotonic()
+    (since,) = bench.batcher.busy.values()
+    assert before <= since <= time.monotonic()
     bench.go()
     answer.result(20)
     wait_until(lambda: not bench.batcher.busy)
@@ -306,7 +354,7 @@ def test_lanes_compute_side_by_side_and_share_what_waits() -> None:
     bench = Bench(max_batch=8, lanes=2)
     answers = [bench.busy(0), bench.busy(1)]  # each at once
     answers += [bench.ask(2, 3, 4, 5, 6, 7), bench.ask(8, 9)]
-    assert sorted(bench.batcher.busy) == [0, 1]
+    assert len(bench.batcher.busy) == 2
     assert bench.batcher.waiting == 8
     bench.go()
     assert [answer.result(20)[1].tolist() for answer in answers] == [[0], [3], [6, 9, 12, 15, 18, 21], [24, 27]]

@@ -580,6 +580,19 @@ def test_engines_of_several_lanes_answer_alike() -> None:
         np.testing.assert_allclose(engine([rows])[0], np.asarray(keras_model(rows)), atol=1e-5)
 
 
+def test_an_engine_takes_arrays_as_requests_bring_them_and_leaves_them_as_they_are() -> None:
+    keras_model = build(attention)
+    engine = OpenVINOEngine(convert(keras_model), "float32", 1, 8)
+    rows = np.random.default_rng(0).normal(size=(2, 8, 6)).astype(np.float32)
+    wanted = np.asarray(keras_model(rows))
+    read_only = np.frombuffer(rows.tobytes(), np.float32).reshape(rows.shape)  # of a body
+    big_endian, turned = rows.astype(">f4"), np.asfortranarray(rows)
+    for array in (rows, read_only, turned, np.repeat(rows, 2, axis=2)[..., ::2], rows.astype(np.float64), big_endian):
+        before = array.copy()
+        np.testing.assert_allclose(engine([array])[0], wanted, atol=1e-5)
+        np.testing.assert_array_equal(array, before)
+
+
 @pytest.mark.parametrize(("rows", "computed"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
 def test_jax_computes_powers_of_two_only_and_gives_back_the_rows_that_were_asked(rows: int, computed: int) -> None:
     """JAX itself is not here: this is what it would be asked, since it compiles each size anew."""
