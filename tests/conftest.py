@@ -46,30 +46,37 @@ BROWSER_OPTIONS = [
 
 # What takes long, the longest first: it starts processes or browsers, or loads Keras. `make quick` leaves it out.
 SLOW = [
-    "tests/explain/test_explain.py", "tests/test_consoles.py", "tests/models/test_child.py",
-    "tests/test_real_clients.py", "tests/api/test_page.py", "tests/models/test_loading.py", "tests/test_process.py",
-    "tests/commands/test_export.py", "tests/models/test_conversion.py", "tests/models/test_formats.py",
-    "tests/models/test_addresses.py", "tests/test_fuzz.py", "tests/api/test_page_many.py", "tests/test_deploy.py",
-    "tests/models/test_cache.py", "tests/models/test_beside.py", "tests/test_tutorial.py", "tests/test_package.py",
-    "tests/front/test_origins.py", "tests/front/test_proxies.py", "tests/test_nginx.py",
-    "tests/api/test_page_models.py", "tests/test_many_models.py", "tests/front/test_clients.py",
-    "tests/commands/test_check.py", "tests/test_cropping.py", "tests/test_images.py", "tests/api/test_openapi.py",
-    "tests/api/test_protocols.py", "tests/api/test_parsing.py", "tests/models/test_mistakes.py",
-    "tests/models/test_suspicion.py", "tests/models/test_bundled_model.py", "tests/test_contract.py",
-    "tests/test_readme.py", "tests/ray",
+    "tests/explain/test_explain.py", "tests/models/test_conversion.py", "tests/api/test_page.py",
+    "tests/models/test_loading.py", "tests/test_real_clients.py", "tests/api/test_page_many.py",
+    "tests/test_consoles.py", "tests/models/test_child.py", "tests/models/test_int8.py", "tests/test_process.py",
+    "tests/models/test_addresses.py", "tests/models/test_swapping.py", "tests/test_deploy.py",
+    "tests/commands/test_export.py", "tests/front/test_systemd.py", "tests/models/test_formats.py",
+    "tests/models/test_cache.py", "tests/test_package.py", "tests/test_fuzz.py", "tests/test_nginx.py",
+    "tests/front/test_proxies.py", "tests/front/test_origins.py", "tests/models/test_beside.py",
+    "tests/test_tutorial.py", "tests/api/test_page_models.py", "tests/test_many_models.py",
+    "tests/front/test_clients.py", "tests/commands/test_check.py", "tests/test_cropping.py", "tests/test_images.py",
+    "tests/api/test_openapi.py", "tests/api/test_protocols.py", "tests/api/test_parsing.py",
+    "tests/models/test_mistakes.py", "tests/models/test_suspicion.py", "tests/models/test_bundled_model.py",
+    "tests/test_contract.py", "tests/test_readme.py", "tests/ray",
 ]  # fmt: skip
+
+
+def rank(path: Path) -> int:
+    """Return the place of a file in SLOW, or the one behind the last."""
+    name = path.relative_to(ROOT).as_posix()
+    return next((number for number, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of `make quick` already the imports of what takes long, for they take long, too."""
+    return True if config.option.markexpr.startswith("not slow") and rank(collection_path) < len(SLOW) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what takes long, and have it begin first, so that the two processes of `make test` end together."""
-
-    def rank(item: pytest.Item) -> int:
-        name = item.path.relative_to(ROOT).as_posix()
-        return next((number for number, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
-
-    items.sort(key=rank)
+    items.sort(key=lambda item: rank(item.path))
     for item in items:
-        if rank(item) < len(SLOW):
+        if rank(item.path) < len(SLOW):
             item.add_marker(pytest.mark.slow)
 
 

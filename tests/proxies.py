@@ -19,6 +19,7 @@ error_log {folder}/error.log;
 events {{}}
 http {{
     access_log off;
+    lingering_timeout 1s;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;

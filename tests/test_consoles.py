@@ -133,12 +133,13 @@ class Reader:
             if (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
-        # `make serve` makes a virtual environment, in which pip must find what it would download.
+        # `make serve` makes a virtual environment, in which pip must find what it would download, and be itself found:
+        # to set it up takes longer than all else.
         packages = Path(np.__file__).parents[1]
         python = folder / "python"
         python.write_text(
-            f'#!/bin/sh\n"{sys.executable}" "$@" && echo "{packages}" > .venv/lib/python{sys.version_info[0]}.'
-            f"{sys.version_info[1]}/site-packages/found.pth\n"
+            f'#!/bin/sh\n"{sys.executable}" "$@" --without-pip\necho "{packages}" > '
+            f".venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/found.pth\n"
         )
         python.chmod(0o755)
         (folder / ".curlrc").write_text("silent\nshow-error\nfail-with-body\nnoproxy = *\n")

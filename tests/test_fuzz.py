@@ -16,7 +16,7 @@ import run_keras_server as server
 from keras_server.images import open_image
 
 settings.load_profile("server")
-EXAMPLES = {"pictures": 4000, "forms": 400, "json": 600, "models": 40}
+EXAMPLES = {"pictures": 1200, "forms": 200, "json": 250, "models": 25}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -53,7 +53,7 @@ def test_malformed_http_is_answered_soundly_and_leaves_nothing_behind() -> None:
             fake.ask(post())
         fake.wait(connections=0)
         before = fake.tell("forget")
-        assert send_messages(fake, 800, None) > 500
+        assert send_messages(fake, 400, None) > 250
         assert fake.ask(request("/readyz")).status == 200
         assert fake.ask(post()).status == 200
         fake.wait(connections=0, queued=0, running=0, held=0)

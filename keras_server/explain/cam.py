@@ -16,7 +16,7 @@ from keras_server.explain.gradients import plain_gradients
 from keras_server.models.engines import Engine
 from keras_server.models.meaning import choose_output
 from keras_server.models.spec import Spec, Tensor
-from keras_server.models.tracing import import_keras, reason_of, structures
+from keras_server.models.tracing import as_constants, import_keras, reason_of, structures
 
 Operation = Any  # tf.Operation
 Symbol = Any  # tf.Tensor of a graph
@@ -103,7 +103,8 @@ def heat_function(keras_model: Any, spec: Spec, output: int) -> Any:
         # Functions in it, as Keras has them for grouped convolutions, become operations of this graph.
         tf.config.run_functions_eagerly(True)
         try:
-            with tf.compat.v1.get_default_graph().gradient_override_map(overrides):
+            graph = tf.compat.v1.get_default_graph()
+            with graph.gradient_override_map(overrides), as_constants(keras_model):
                 outputs = keras_model(keras.tree.pack_sequence_as(structure, [picture]), training=False)
         finally:
             tf.config.run_functions_eagerly(False)

@@ -142,7 +142,7 @@ def convert(keras_model: Any) -> Any:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise ConversionError(f"Keras runs on {keras.backend.backend()}, and OpenVINO converts from TensorFlow")
-    return convert_function(trace(keras_model), len(keras_model.inputs))
+    return convert_function(trace(keras_model, constants=True), len(keras_model.inputs))
 
 
 def convert_function(function: Any, inputs: int) -> Any:

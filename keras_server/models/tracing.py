@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from importlib.util import find_spec
 from typing import Any
 
 from keras_server.models.errors import StartupError
+
+SMALL = 4096  # numbers of a weight that is copied into a function: nearly all but the kernels
 
 
 def check_keras() -> None:
@@ -28,10 +31,10 @@ def import_keras() -> Any:
     return keras
 
 
-def trace(keras_model: Any) -> Any:
+def trace(keras_model: Any, constants: bool = False) -> Any:
     """Return one TensorFlow function from flat inputs to flat outputs that holds for every batch size.
 
-    A model with a fixed batch size keeps it.
+    A model with a fixed batch size keeps it. `constants`: its weights are constants, see as_constants().
     """
     keras = import_keras()
     import tensorflow as tf
@@ -43,10 +46,27 @@ def trace(keras_model: Any) -> Any:
     @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def forward(*inputs: Any) -> list[Any]:
         packed = keras.tree.pack_sequence_as(structure, inputs)
-        flat: list[Any] = keras.tree.flatten(keras_model(packed, training=False))
+        with as_constants(keras_model) if constants else contextlib.nullcontext():
+            flat: list[Any] = keras.tree.flatten(keras_model(packed, training=False))
         return flat
 
     return forward.get_concrete_function()
+
+
+def as_constants(keras_model: Any) -> Any:
+    """Return the scope, within a TensorFlow function, in which a model's weights are constants and not variables.
+
+    OpenVINO's converter looks for each variable among all of them, several times: with a thousand it takes most of the
+    time. Large ones are handed to it as tensors, since they would be copied into the function, which holds 2 GiB.
+    """
+    keras = import_keras()
+    import tensorflow as tf
+
+    variables = [variable for variable in keras_model.variables if isinstance(variable, keras.Variable)]
+    with tf.init_scope():
+        values = [tf.convert_to_tensor(variable.value) for variable in variables]
+        values = [value.numpy() if value.shape.num_elements() <= SMALL else value for value in values]
+    return keras.StatelessScope(zip(variables, values, strict=True))
 
 
 def structures(keras_model: Any) -> tuple[Any, Any]:

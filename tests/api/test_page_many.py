@@ -149,8 +149,8 @@ def test_a_tile_opens_in_large(visit: Visit, colours: None) -> None:
 def test_what_is_not_seen_is_neither_laid_out_nor_decoded(visit: Visit, colours: None) -> None:
     with own_app() as url:
         page = visit(url, viewport={"width": 1000, "height": 700})
-        choose(page, *numbered(300))
-        expect(tiles(page)).to_have_count(300)
+        choose(page, *numbered(150))
+        expect(tiles(page)).to_have_count(150)
         seen = "(all) => all.filter((tile) => tile.firstChild.checkVisibility({ contentVisibilityAuto: true })).length"
         assert page.locator(".tile").evaluate_all(seen) < 60
         expect(page.locator(".tile img[src]").first).to_be_visible()
@@ -160,7 +160,7 @@ def test_what_is_not_seen_is_neither_laid_out_nor_decoded(visit: Visit, colours:
         page.select_option("#sort", "most")
         sure = [float(text.rstrip("%")) for text in page.locator(".tile .percent").all_text_contents()]
         assert sure == sorted(sure, reverse=True)
-        assert (names(page)[0], len(sure)) == ("299.png", 300)
+        assert (names(page)[0], len(sure)) == ("149.png", 150)
         assert page.locator(".tile").evaluate_all(seen) < 60
 
 
@@ -173,11 +173,11 @@ def drop(page: Page, path: Path) -> None:
 
 
 def folder(path: Path) -> Path:
-    """Fill a folder with 120 pictures in four folders, one that is none, and what is to be left out."""
-    for i in range(120):
+    """Fill a folder with 40 pictures in four folders, one that is none, and what is to be left out."""
+    for i in range(40):
         part = path / ["", "b/deep", "b", "a"][i % 4]
         part.mkdir(parents=True, exist_ok=True)
-        (part / f"{i:03}.png").write_bytes(picture(i % 3, 0.4 + i / 200))
+        (part / f"{i:03}.png").write_bytes(picture(i % 3, 0.4 + i / 70))
     (path / "bad, not good.jpg").write_text("none")
     (path / "notes.txt").touch()
     (path / ".hidden.png").touch()
@@ -193,7 +193,7 @@ def test_a_dropped_folder_is_walked_and_downloads_equal_the_clients(
     with own_app() as url:
         page = visit(url, errors=True)
         drop(page, holiday)
-        expect(tiles(page)).to_have_count(120)
+        expect(tiles(page)).to_have_count(40)
         expect(tiles(page, "failed")).to_have_count(1)
         expect(page.locator("#note")).to_have_text("Left out of folders: 3 not called like images.")
         page.select_option("#sort", "most")
@@ -206,7 +206,7 @@ def test_a_dropped_folder_is_walked_and_downloads_equal_the_clients(
         assert simple_request.main(["holiday", "--json", "--url", url]) == 1
     assert table.value.suggested_filename == "labels.csv"
     assert table.value.path().read_bytes() == Path("out.csv").read_bytes()
-    assert len([*csv.reader(io.StringIO(table.value.path().read_text()))]) == 122
+    assert len([*csv.reader(io.StringIO(table.value.path().read_text()))]) == 42
     assert json.loads(lines.value.path().read_text()) == lines_of_json(capsys.readouterr().out)
 
 
@@ -217,7 +217,7 @@ def test_a_folder_can_be_chosen(visit: Visit, colours: None, tmp_path: Path) -> 
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Choose a folder").click()
         chooser.value.set_files(holiday)
-        expect(tiles(page)).to_have_count(120)
+        expect(tiles(page)).to_have_count(40)
         assert "holiday/b/deep/001.png" in names(page)
         expect(page.locator("#note")).to_contain_text("not called like images")
 

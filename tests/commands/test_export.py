@@ -135,7 +135,7 @@ def test_layers_of_ones_own_stay_with_the_conversion(tmp_path: Path) -> None:
 
 
 def test_without_weights_and_internet_the_bundled_model_is_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is so for good: no server finds out by itself, or one might serve another model than its neighbours."""
 
@@ -144,7 +144,7 @@ def test_without_weights_and_internet_the_bundled_model_is_shared(
 
     monkeypatch.setattr(opening, "check_download", nowhere)
     monkeypatch.setattr(source, "cached_weights", lambda name: [])
-    shared = exported(Settings(cache_dir=str(tmp_path / "cache")), tmp_path / "out")
+    shared = exported(Settings(cache_dir=cache), tmp_path / "out")
     assert answers(load("--model", shared.model))["model"] == "efficientnet_lite0"
 
 

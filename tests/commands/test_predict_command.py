@@ -307,9 +307,10 @@ def test_the_second_ctrl_c_ends_at_once(server: Server, photos: Path, tmp_path: 
 
 
 def test_a_server_that_is_restarted_is_waited_for(
-    server: Server, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections break, then a proxy answers in its place, and then it is back."""
+    monkeypatch.setattr(simple_request.time, "sleep", lambda seconds: None)  # between the client's own tries
     broken = simple_request.TRIES + 1  # which the client itself makes
 
     def restart(request: Request) -> Answer | None:

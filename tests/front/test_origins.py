@@ -51,10 +51,11 @@ def test_a_page_on_the_list_reads_what_went_wrong_and_another_reads_nothing(page
     options = ("--max-upload-mb", "0.1", "--queue-size", "1", "--max-batch", "1", "--decode-threads", "1")
     first, second, stranger = origins
     allowed = ("--cors-origin", first, "--cors-origin", second)
-    with FakeServer(*options, *allowed, "--timeout", "4") as fake:
+    with FakeServer(*options, *allowed) as fake, FakeServer(*allowed, "--timeout", "1") as hasty:
+        hasty.tell("hold")
 
-        def send(body: bytes = PIXEL) -> list[Any]:
-            found: list[Any] = page.evaluate(SEND, [f"{fake.url}/predict", [*body]])
+        def send(body: bytes = PIXEL, to: FakeServer = fake) -> list[Any]:
+            found: list[Any] = page.evaluate(SEND, [f"{to.url}/predict", [*body]])
             return found
 
         for origin in (first, second):
@@ -71,10 +72,8 @@ def test_a_page_on_the_list_reads_what_went_wrong_and_another_reads_nothing(page
             for raw in waiting:
                 assert raw.answer()
                 raw.close()
-            fake.tell("hold")
-            status, body, _, _ = send()
+            status, body, _, _ = send(to=hasty)
             assert (status, "not ready in time" in body["error"]) == (504, True)
-            fake.rest()
-    page.goto(stranger)
-    with pytest.raises(Error, match="Failed to fetch"):
-        send()
+        page.goto(stranger)
+        with pytest.raises(Error, match="Failed to fetch"):
+            send()

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import DOG, Process
+import tiny_models
+from conftest import Process, encode, engine_and_spec
+from PIL import Image
 
 from keras_server.models.beside import ROWS, beside, locate
 from keras_server.models.export import Cache, write_export
@@ -203,11 +205,14 @@ def test_a_copy_of_the_bundled_model_has_an_export_of_its_own() -> None:
     assert ours.name[:18] == bundled.name[:18] == "efficientnet_lite0"
 
 
-def test_a_server_takes_them(start: Callable[..., Process]) -> None:
-    """The real process, which serves the bundled model's file under another name, with two of its settings beside."""
-    Path("net.keras").symlink_to(BUNDLED)
-    Path("net.labels.txt").write_text("\n".join(f"class {number}" for number in range(1000)))
-    Path("net.toml").write_text('background = "red"')
-    process = start("--model", os.path.abspath("net.keras")).wait_until_ready()
-    answer = requests.post(f"{process.url}/predict?top=1", data=DOG.read_bytes(), timeout=60).json()
-    assert answer["predictions"][0]["label"] == "class 235"
+def test_a_server_takes_them(start: Callable[..., Process], cache: str) -> None:
+    """The real process, with two settings beside its model: a picture through which the background is seen."""
+    Path("net.keras").symlink_to(tiny_models.file_of("colours"))
+    Path("net.labels.txt").write_text("red\ngreen\nblue")
+    Path("net.toml").write_text('background = "blue"')
+    model = os.path.abspath("net.keras")
+    engine_and_spec(Source(model), Settings(cache_dir=cache))  # converted here, where TensorFlow is loaded already
+    process = start("--model", model).wait_until_ready()
+    clear = encode(Image.new("RGBA", (24, 24)))
+    answer = requests.post(f"{process.url}/predict?top=1", data=clear, timeout=60).json()
+    assert answer["predictions"][0]["label"] == "blue"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, engine_and_spec
 
+from keras_server.explain.cam import heat_function
 from keras_server.models import convert as converting
 from keras_server.models.convert import ConversionError, convert
 from keras_server.models.describe import describe
@@ -254,7 +255,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "group normalization": lambda k: functional(k, k.layers.Conv2D(4, 3), k.layers.GroupNormalization(2), k.layers.Flatten(), k.layers.Dense(2)),
     "time distributed": lambda k: functional(k, k.layers.TimeDistributed(k.layers.Dense(4)), k.layers.LSTM(3), shape=(5, 6)),
     "masked time distributed": lambda k: functional(k, k.layers.Masking(), k.layers.LSTM(4, return_sequences=True), k.layers.TimeDistributed(k.layers.Dense(2)), shape=(None, 3)),
-    "bidirectional": lambda k: functional(k, k.layers.Embedding(30, 4, mask_zero=True), k.layers.Bidirectional(k.layers.GRU(3)), k.layers.Dense(2), shape=(None,), dtype="int32"),
+    "bidirectional": lambda k: functional(k, k.layers.Embedding(30, 4, mask_zero=True), k.layers.Bidirectional(k.layers.GRU(3)), k.layers.Dense(2), shape=(9,), dtype="int32"),
     "convolutional lstm": lambda k: functional(k, k.layers.ConvLSTM2D(2, 3), k.layers.GlobalAveragePooling2D(), shape=(4, 8, 8, 3)),
     "silu": lambda k: functional(k, k.layers.Conv2D(4, 3, activation="silu"), k.layers.GlobalAveragePooling2D(), k.layers.Dense(3, "softmax")),
     "gelu": lambda k: functional(k, k.layers.Dense(4, "gelu"), k.layers.Dense(2, "mish"), shape=(5,)),
@@ -343,6 +344,18 @@ def test_the_innermost_reason_is_told() -> None:
     )
     assert reason_of(ValueError(keras)) == "Computed output size would be negative: -2"
     assert reason_of(KeyError()) == "KeyError"
+
+
+def test_the_converter_looks_for_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look for each of them among all. Large weights are not copied into the function, which has a limit."""
+    dense = lambda k: k.layers.Dense(3, "softmax")  # noqa: E731
+    model = build(lambda k: functional(k, k.layers.Conv2D(200, 3), k.layers.GlobalAveragePooling2D(), dense(k)))
+    functions = [heat_function(model, describe(KerasModel(model), model), 0)]
+    monkeypatch.setattr(converting, "convert_function", lambda function, inputs: functions.append(function))
+    convert(model)
+    assert len(functions) == 2
+    for function in functions:
+        assert [tuple(tensor.shape) for tensor, _ in function.graph.captures] == [(3, 3, 3, 200)]
 
 
 # What the comparison notices
@@ -457,7 +470,7 @@ MEANINGS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
 @pytest.mark.parametrize("name", MEANINGS)
 def test_the_last_layer_and_the_loss_say_what_numbers_mean(name: str, ending: str, tmp_path: Path) -> None:
     maker, kind, activation = MEANINGS[name]
-    spec = spec_of(maker, tmp_path, ending)
+    spec = spec_of(maker, tmp_path, ending, engine="auto" if ending == "keras" else "keras")
     assert (spec.kind, spec.activation) == (kind, activation)
 
 

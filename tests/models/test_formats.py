@@ -83,19 +83,19 @@ def photos() -> list[bytes]:
 
 
 def test_teachable_machines_archive_answers_as_its_own_lines(
-    snippet: Callable[[bytes], dict[str, float]], monkeypatch: pytest.MonkeyPatch
+    snippet: Callable[[bytes], dict[str, float]], monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
-    client = serve(monkeypatch, "--model", str(TEACHABLE))
+    client = serve(monkeypatch, "--model", str(TEACHABLE), "--cache-dir", cache)
     for photo in photos():
         assert answer(client, photo) == pytest.approx(snippet(photo), abs=1e-5)
     assert answer(client, photos()[0]).keys() == {"cat", "dog"}
 
 
 def test_options_come_before_what_it_says(
-    snippet: Callable[[bytes], dict[str, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    snippet: Callable[[bytes], dict[str, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: str
 ) -> None:
     (tmp_path / "names").write_text("a\nb\n")
-    options = ["--labels", str(tmp_path / "names"), "--crop", "none"]
+    options = ["--labels", str(tmp_path / "names"), "--crop", "none", "--cache-dir", cache]
     got, expected = answer(serve(monkeypatch, "--model", str(TEACHABLE), *options), photos()[3]), snippet(photos()[3])
     assert got.keys() == {"a", "b"}
     assert abs(got["a"] - expected["cat"]) > 1e-3
