@@ -343,7 +343,7 @@ def test_at_its_deadline_a_request_is_answered_504_and_its_image_dropped() -> No
 
 
 def test_a_body_that_comes_too_late_is_answered_408() -> None:
-    with FakeServer("--timeout", "0.5") as fake, fake.raw() as raw:
+    with FakeServer("--timeout", "0.5", STALL_SECONDS=60) as fake, fake.raw() as raw:
         answer = raw.send(post()[:-1]).answer()
         assert answer
         assert answer.status == 408
