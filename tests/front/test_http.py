@@ -67,6 +67,17 @@ def test_the_line_before_a_chunk_is_bounded(make: Callable[[int], bytes], most: 
         body_of(make(most + 1))
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b"\r\x0b", b"\0\0", b"ab", b"\r\n"])
+def test_a_chunk_ends_with_carriage_return_and_line_feed(end: bytes) -> None:
+    """Who takes anything else for its end sees other chunks than a proxy that does not."""
+    data = b"3\r\nabc" + end + b"0\r\n\r\n"
+    if end == b"\r\n":
+        assert body_of(data) == b"abc"
+    else:
+        with pytest.raises(Refusal):
+            body_of(data)
+
+
 def test_fields_of_one_name_are_joined_in_their_order() -> None:
     """RFC 9110, 5.3: what a proxy adds to X-Forwarded-For as a field of its own stands behind what the client sent."""
     head = head_of(GET + b"X-A: 1\r\nCookie: a=b\r\nx-a:\t2 \r\ncookie: c=d\r\nX-A: 3\r\n\r\n")
