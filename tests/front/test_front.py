@@ -458,7 +458,15 @@ def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way(
             hogs.append(fake.raw().send(PREDICT + b"Content-Length: 16000001\r\n\r\n" + bytes(16_000_000)))
             wait_until(lambda: fake.tell()["held"] > len(hogs) * 15_900_000)
         large = post(PIXEL + bytes(5_000_000))
-        assert fake.ask(large).status == 200
+        with fake.raw() as raw:
+            raw.send(large[:3_000_000])
+            wait_until(lambda: fake.tell()["held"] > 66_900_000)
+            fake.signal(signal.SIGSTOP)  # so that it reads several pieces before the one that gives way can leave
+            raw.send(large[3_000_000:4_000_000])
+            fake.signal(signal.SIGCONT)
+            answer = raw.send(large[4_000_000:]).answer()
+            assert answer
+            assert answer.status == 200
         answers = [raw.answer() for raw in hogs if select.select([raw.socket], [], [], 0)[0]]
         assert [answer.status for answer in answers if answer] == [503]
         for raw in hogs:
@@ -791,13 +799,17 @@ def test_a_single_answer_may_take_longer_than_a_stall() -> None:
         assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
 
 
-def test_a_client_that_stops_in_the_midst_of_an_answer_is_cut() -> None:
-    """However much it has taken, and so much faster than it had to."""
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_that_stops_in_the_midst_of_an_answer_is_cut(leaves: bool) -> None:
+    """However much it has taken, and so much faster than it had to; the log says which of both it was."""
     options = ("--max-batch", "64", "--max-upload-mb", "64")
-    with FakeServer(*options, STALL_SECONDS=0.5) as fake, Raw(fake.port, window=4096) as raw:
+    stall = 60 if leaves else 0.5
+    with FakeServer(*options, STALL_SECONDS=stall) as fake, Raw(fake.port, window=4096) as raw:
         raw.send(sixty_pictures())
         assert len(raw.file.read(1_000_000)) == 1_000_000  # worth 1,000 s at the least rate
-        wait_until(lambda: "the client takes no more" in fake.log)
+        if leaves:
+            raw.close()
+        wait_until(lambda: f"the client {'has left' if leaves else 'takes no more'}" in fake.log)
         fake.wait(connections=0)
 
 

@@ -74,6 +74,17 @@ def test_an_address_with_too_many_connections_is_told_so() -> None:
         fake.wait(connections=0)
 
 
+def test_zero_is_any_number_of_connections() -> None:
+    own = own_address()
+    with FakeServer("--host", "0.0.0.0", "--connections-per-address", "0") as fake:
+        raws = [Raw(fake.port, address=own) for _ in range(3)]
+        for raw in raws:
+            answer = raw.send(request()).answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+
+
 def test_what_is_told_to_one_too_many_reaches_it_though_it_has_sent_a_request_already() -> None:
     """What was not read when the socket closes would have the kernel reset the connection, and lose the answer."""
     own = own_address()
