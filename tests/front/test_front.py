@@ -544,6 +544,21 @@ def test_a_signal_drains(number: int) -> None:
         assert "Traceback" not in fake.log
 
 
+def test_what_was_accepted_is_answered_however_long_it_takes() -> None:
+    with FakeServer(SILENT_SECONDS=0.1, KEPT_SECONDS=0.1) as fake:
+        waiting = fake.occupy(2)
+        fake.signal()
+        wait_until(lambda: not fake.ready())
+        time.sleep(0.5)  # in which connections that are silent are given up
+        fake.tell("go")
+        for raw in waiting:
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+        assert fake.end() == 0
+
+
 def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
     with FakeServer("--timeout", "1", **SHORT | {"STALL_SECONDS": 1}) as fake:
         raw = fake.raw().send(post()[:-10])
