@@ -2,7 +2,8 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import gevent.socket
@@ -10,6 +11,7 @@ import pytest
 
 from keras_server.front import limits
 from keras_server.front.http import Head, Refusal, read_body, read_head, render
+from keras_server.front.lanes import run
 from keras_server.front.reader import Reader
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -136,3 +138,35 @@ def test_a_client_that_sends_faster_than_it_is_read_lets_others_have_their_turn(
         assert sum(reader.readinto(bytearray(1)) for _ in range(reads)) == reads
         other.kill()
     assert turns >= 8
+
+
+class Body:
+    """What an app returns: a part of a body, which is followed by a failure where that is wanted."""
+
+    def __init__(self, fails: bool):
+        self.fails, self.closed = fails, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b" whole"
+        if self.fails:
+            raise ArithmeticError
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_app_is_called_as_wsgi_has_it(fails: bool) -> None:
+    """PEP 3333: what write() was given comes first, of two heads the second counts, close() is called in any case."""
+    body = Body(fails)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Body:
+        start_response("200 OK", [("A", "b")])(b"the")
+        try:
+            raise ArithmeticError
+        except ArithmeticError:
+            start_response("500 No", [("C", "d")], (None, None, None))
+        return body
+
+    assert run(app, {}) == (None if fails else ("500 No", [("C", "d")], b"the whole"))
+    assert body.closed
