@@ -22,6 +22,7 @@ from keras_server.explain import explainer as explaining
 from keras_server.explain import heatmap
 from keras_server.explain.cam import (
     Unexplainable,
+    direction_of,
     engine_cam,
     heat_function,
     keras_cam,
@@ -326,6 +327,14 @@ def test_one_output_speaks_for_the_second_class_and_against_the_first(keras: Any
         assert second[:, 6:].max() == 0
 
 
+def test_a_direction_is_the_label_or_for_or_against_the_only_score() -> None:
+    """Float32, between -1 and 1, as converted functions take it."""
+    three, one = (Tensor("scores", (count,), "float32") for count in (3, 1))
+    directions = [direction_of(label, three) for label in range(3)] + [direction_of(label, one) for label in range(2)]
+    assert [each.tolist() for each in directions] == [[[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]], [[-1]], [[1]]]
+    assert {each.dtype for each in directions} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("end", ["dense", "activation", "softmax", "operation", "nested", "none"])
 def test_the_score_is_taken_before_the_softmax(keras: Any, end: str) -> None:
     x = vector = keras.Input((5,))
@@ -437,7 +446,7 @@ def test_a_model_without_convolutions_is_refused(keras: Any, serve: Callable[...
     client = serve(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
     answer = ask(client, encode(Image.new("RGB", (9, 9))))
     assert (answer.status_code, answer.json["success"]) == (422, False)
-    assert "no convolutional features" in answer.json["error"]
+    assert answer.json["error"] == "tiny has no convolutional features before its labels, so it cannot be explained."
     assert ask(client, encode(Image.new("RGB", (9, 9)))).json == answer.json  # and again, without another try
 
 

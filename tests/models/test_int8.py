@@ -448,10 +448,15 @@ def test_weights_of_8_bits_are_for_processors_with_vnni(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_8_bits_are_tried_only_with_vnni(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickest_way_is_tried_first_and_8_bits_only_with_vnni(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "sums_bytes", lambda: vnni)
     quantizer = object.__new__(Quantizer)
-    assert len([*quantizer.candidates()]) == 3 + vnni
+    monkeypatch.setattr(quantizer, "quantized", lambda portable, fast: (portable, fast))
+    *whole, last = quantizer.candidates()
+    made = [make() for make in whole]
+    assert [each.model for each in made] == [(True, True), (True, False), *([(False, False)] if vnni else [])]
+    assert all(each.portable == each.model[0] for each in made)
+    assert last == quantizer.with_layers_in_float32
 
 
 def test_auto_takes_bfloat16_where_int8_gains_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,6 +468,7 @@ def test_auto_takes_bfloat16_where_int8_gains_nothing(photos: Path, monkeypatch:
     found = opened("colours", photos, precision="auto")
     assert found.spec.precision == "bfloat16"
     assert figures_of(found).agreement.same == 1
+    assert figures_of(found).calibrated == 0  # which it needs no rows for
 
 
 # Processors
