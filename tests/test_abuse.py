@@ -260,6 +260,11 @@ def test_the_work_of_pictures() -> None:
     assert photo.work(448).bytes == 12 * 12_000_000 // 16  # at a quarter a side, and copied to be resized
     assert photo.work(4000).bytes == 5 * 12_000_000
     assert photo.work(448).seconds < photo.work(4000).seconds / 4
+    endless = Picture(photo.data[:-2], 50)  # decoded whole, and three times, to see that nothing else is missing
+    assert endless.work(448).bytes == photo.work(448).bytes + 11 * 12_000_000
+    assert endless.work(448).seconds > 3 * photo.work(4000).seconds
+    tiles = Picture(strips(4, t322=2000, t323=2000, t324=200), 50)
+    assert tiles.work(448).pixels == 4_000_000  # of a tile that juts out
     progressive = Picture(encode(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True), 50)
     assert progressive.work(448).bytes == photo.work(448).bytes + 2 * 18_000_000  # its coefficients, 4:2:0
     assert Picture(scans(2000, 40), 50).work(448).seconds > 3 * Picture(scans(2000, 2), 50).work(448).seconds
@@ -486,6 +491,13 @@ def test_requests_wait_for_memory_and_small_ones_do_not() -> None:
     thread.join()
     memory.change(3 * LIGHT_BYTES, 0)
     assert memory.left == memory.size
+
+
+def test_two_mebibytes_are_had_without_waiting() -> None:
+    memory = Memory(0, 0)
+    memory.change(0, 2 * 2**20)
+    with pytest.raises(QueueFull):
+        memory.change(0, 2 * 2**20 + 1)
 
 
 def test_what_takes_more_memory_than_there_is_is_413() -> None:
