@@ -227,6 +227,17 @@ def test_the_gain_is_a_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(batches) == {8}
 
 
+def test_the_gain_is_measured_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, by a clock that each look moves on by a half of one; seven rounds are run before it is looked at."""
+    clock = itertools.count(1000, 0.5)
+    monkeypatch.setattr(quantize.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(quantize.time, "process_time", itertools.count().__next__)
+    rounds: list[Any] = []
+    slow: Any = lambda inputs: rounds.append(inputs)  # noqa: E731
+    assert quantize.gain(slow, lambda inputs: [], [np.zeros((1, 4))]) == 1
+    assert len(rounds) == 7 + 3
+
+
 def test_what_is_wrong_is_said_before_anything_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "convert_in_child", None)
     with pytest.raises(StartupError, match="there is neither a folder nor a file"):
