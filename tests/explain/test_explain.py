@@ -214,6 +214,12 @@ HEADS: dict[str, Callable[[Any], list[Any]]] = {
     "cut out": lambda k: [k.Cropping2D(((1, 2), (3, 0))), k.Flatten()],
     "leaky": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9), k.LeakyReLU(0.2)],
     **{
+        name: lambda k, name=name: [  # type: ignore[misc]
+            k.GlobalAveragePooling2D(), k.Dense(9, "softplus"), k.Activation(getattr(import_keras().ops, name)),
+        ]
+        for name in ("sqrt", "rsqrt", "reciprocal")
+    },
+    **{
         name: lambda k, name=name: [k.GlobalAveragePooling2D(), k.Dense(9, name)]  # type: ignore[misc]
         for name in ("gelu", "mish", "selu", "softplus", "softsign", "swish", "tanh", "sigmoid", "hard_swish")
     },
