@@ -35,7 +35,7 @@ class Ticket:
         self.client, self.looking = client, threading.Lock()
         self.arrived = time.monotonic()
         self.due = self.arrived + seconds
-        self.gone = False  # nobody waits any more: the client left, or was told 504
+        self.gone = False  # the client left
         self.closed = False
         self.images = self.pixels = 0
         self.seconds = 0.0  # of a processor that its pictures take

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bombs import NOISE, WORK, inserted, scans, segment, strips, webp
+from bombs import (
+    AFTER_HEADER,
+    FIRST_BLOCK,
+    GIF,
+    JPEG,
+    NOISE,
+    PNG,
+    WEBP,
+    WORK,
+    chunk,
+    inserted,
+    runs,
+    scans,
+    segment,
+    strips,
+    webp,
+)
 from conftest import FakeModel, encode, serve_with
 from fakes import PIXEL, wait_until
 from flask.testing import FlaskClient
@@ -27,6 +44,8 @@ from keras_server.models.registry import PredictorEngine
 from keras_server.models.served import Served
 from keras_server.models.spec import Spec
 from keras_server.pictures import limits
+from keras_server.pictures.ifd import is_modest
+from keras_server.pictures.parts import read_jpeg
 from keras_server.pictures.work import Work
 from keras_server.ticket import TICKET, Ticket
 
@@ -82,6 +101,62 @@ def test_work_without_end_is_refused_before_anything_is_decoded(name: str, monke
         Picture(data, 50)
 
 
+def reason(data: bytes) -> str:
+    """Return why a picture is refused, or nothing."""
+    try:
+        Picture(data, 50)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def tags(count: int) -> bytes:
+    """Return the first directory of a TIFF, with so many tags."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, 1) for tag in range(count))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + bytes(4)
+
+
+def below(count: int) -> bytes:
+    """Return a TIFF that names so many directories below its first one."""
+    return strips(4, t330=0).replace(struct.pack("<HHI", 330, 4, 1), struct.pack("<HHI", 330, 4, count))
+
+
+PLAIN_GIF = b"GIF89a\1\0\1\0\0\0\0"  # without a palette
+AS_MANY: dict[str, tuple[Callable[[int], bytes], int]] = {  # what makes a picture with so many parts, and the most
+    "segments of a JPEG": (lambda n: inserted(JPEG, 2, segment(0xE3, b""), n - 9), 256),
+    "scans of a JPEG": (lambda n: scans(2000, n - 1), 50),
+    "chunks of a PNG": (lambda n: inserted(PNG, AFTER_HEADER, chunk(b"prVt", b""), n - 1), 256),
+    "pixels' chunks of a PNG": (lambda n: inserted(PNG, AFTER_HEADER, chunk(b"IDAT", b""), n - 1), 20_000),
+    "frames of a PNG": (lambda n: inserted(PNG, AFTER_HEADER, chunk(b"fcTL", b""), n - 1), 20_000),
+    "blocks of a GIF": (lambda n: inserted(GIF, FIRST_BLOCK, b"!\xfe\1x\0", n), 256),
+    "blocks of a GIF without a palette": (lambda n: PLAIN_GIF + b"!\xfe\1x\0" * n + GIF[FIRST_BLOCK:], 256),
+    "pieces of a GIF": (lambda n: inserted(GIF, FIRST_BLOCK, b"!\xfe" + b"\1x" * n + b"\0", 1), 20_000),
+    "chunks of a WebP": (lambda n: WEBP + (b"prVt" + bytes(4)) * (n - 1), 256),
+    "chunks of a WebP that are filled up": (lambda n: WEBP + b"prVt\1\0\0\0x\0" * (n - 1), 256),
+    "frames of a WebP": (lambda n: WEBP + (b"ANMF" + bytes(4)) * n, 20_000),
+    "bytes of a BMP in runs": (lambda n: runs(9, 9, bytes(n - len(runs(9, 9, b"")))), 2**20),
+    "pixels of a BMP in runs": (lambda n: runs(n, -1, b""), 2_000_000),
+    "strips of a TIFF": (strips, 20_000),
+    "tags of a TIFF": (tags, 256),
+    "directories of a TIFF": (below, 16),
+}
+
+
+@pytest.mark.parametrize(("make", "most"), AS_MANY.values(), ids=AS_MANY)
+def test_a_picture_may_have_as_many_parts_as_are_allowed_and_not_one_more(
+    make: Callable[[int], bytes], most: int
+) -> None:
+    sentence = f"more than {most:,} "
+    assert sentence not in reason(make(most))
+    assert sentence in reason(make(most + 1))
+
+
+def test_exif_of_more_bytes_than_are_looked_into_is_not() -> None:
+    exif = b"Exif\0\0" + tags(1)
+    assert is_modest(exif.ljust(2**17, b"\0"))
+    assert not is_modest(exif.ljust(2**17 + 1, b"\0"))
+
+
 def test_what_is_just_inside_the_limits_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, preprocess="none")
     jpeg = encode(NOISE, "JPEG", quality=100, subsampling=0)
@@ -123,9 +198,48 @@ def test_a_webp_is_opened_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Picture(data, 50).work(448).pixels == 5000 * 321
         with pytest.raises(ImageError, match="5000 x 321 pixels, more than the 1 million"):
             Picture(data, 1)
+    scaled = bytearray(kinds[0])
+    scaled[27], scaled[29] = scaled[27] | 0x40, scaled[29] | 0xC0  # how a viewer is to enlarge it: RFC 6386, 9.1
+    assert Picture(bytes(scaled), 50).work(448).pixels == 5000 * 321
     for data in (kinds[0][:25], kinds[0].replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b")):
         with pytest.raises(ImageError, match="damaged or cut off"):
             Picture(data, 50)
+
+
+@pytest.mark.parametrize(
+    ("code", "factors", "scanned", "said"),
+    [
+        # width, height, bits; samples of all components; those that scans go through; arithmetic, buffered
+        (0xC0, (0x22, 0x11, 0x11), [(1, 2, 3)], (16, 8, 8, 192, 192, False, False)),
+        (0xC0, (0x22, 0x11, 0x11), [(1,), (2,), (3,)], (16, 8, 8, 192, 192, False, True)),
+        (0xC0, (0x11,), [(1,)], (16, 8, 8, 128, 128, False, False)),
+        (0xC2, (0x11,), [(1,), (1,)], (16, 8, 8, 128, 256, False, True)),
+        (0xC9, (0x21, 0x11, 0x11), [(1, 2, 3)], (16, 8, 8, 256, 256, True, False)),
+        (0xCA, (0x11,), [(1,)], (16, 8, 8, 128, 128, True, True)),
+    ],
+)
+def test_what_a_jpeg_says_of_itself(
+    code: int, factors: tuple[int, ...], scanned: list[tuple[int, ...]], said: tuple[object, ...]
+) -> None:
+    """By ITU-T T.81, B.2: components of a half of the width or height have a half of the samples."""
+    parts = b"".join(bytes([number, factor, 0]) for number, factor in enumerate(factors, 1))
+    data = b"\xff\xd8" + segment(code, struct.pack(">BHHB", 8, 8, 16, len(factors)) + parts)
+    for numbers in scanned:
+        data += segment(0xDA, bytes([len(numbers), *(part for each in numbers for part in (each, 0)), 0, 63, 0]))
+    found = read_jpeg(data + b"\xff\xd9")
+    assert found
+    assert found[:7] == said
+    assert not found.missing
+
+
+def test_a_jpeg_that_is_too_short_for_its_size_is_cut_unless_it_is_coded_arithmetically() -> None:
+    """A bit is the least for a block of 8 x 8 pixels."""
+    data = encode(Image.new("L", (64, 64)), "JPEG")
+    start = data.index(b"\xff\xc0")
+    for blocks, code, is_cut in ((0, 0xC0, False), (1, 0xC0, True), (1, 0xC9, False)):
+        size = struct.pack(">HH", 8, 8 * (8 * len(data) + blocks))
+        claims = data[:start] + bytes([0xFF, code]) + data[start + 2 : start + 5] + size + data[start + 9 :]
+        assert bool(reason(claims)) is is_cut
 
 
 def test_long_exif_turns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +260,19 @@ def test_the_work_of_pictures() -> None:
     assert photo.work(448).bytes == 12 * 12_000_000 // 16  # at a quarter a side, and copied to be resized
     assert photo.work(4000).bytes == 5 * 12_000_000
     assert photo.work(448).seconds < photo.work(4000).seconds / 4
+    endless = Picture(photo.data[:-2], 50)  # decoded whole, and three times, to see that nothing else is missing
+    assert endless.work(448).bytes == photo.work(448).bytes + 11 * 12_000_000
+    assert endless.work(448).seconds > 3 * photo.work(4000).seconds
+    tiles = Picture(strips(4, t322=2000, t323=2000, t324=200), 50)
+    assert tiles.work(448).pixels == 4_000_000  # of a tile that juts out
     progressive = Picture(encode(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True), 50)
     assert progressive.work(448).bytes == photo.work(448).bytes + 2 * 18_000_000  # its coefficients, 4:2:0
     assert Picture(scans(2000, 40), 50).work(448).seconds > 3 * Picture(scans(2000, 2), 50).work(448).seconds
     assert Picture(encode(Image.new("RGB", (2000, 1000)), "WEBP"), 50).work(448).bytes == 21 * 2_000_000
+    for kind in ("JPEG", "PNG"):
+        data = encode(NOISE, kind)
+        apart = Picture(data + bytes(1_000_000), 50).work(448).seconds - Picture(data, 50).work(448).seconds
+        assert apart == pytest.approx(0.01)  # 10 ns a byte
     deep = Image.fromarray(np.zeros((100, 200), np.float32))
     assert Picture(encode(deep, "TIFF"), 50).work(448).bytes == 18 * 20_000
 
@@ -368,6 +491,13 @@ def test_requests_wait_for_memory_and_small_ones_do_not() -> None:
     thread.join()
     memory.change(3 * LIGHT_BYTES, 0)
     assert memory.left == memory.size
+
+
+def test_two_mebibytes_are_had_without_waiting() -> None:
+    memory = Memory(0, 0)
+    memory.change(0, 2 * 2**20)
+    with pytest.raises(QueueFull):
+        memory.change(0, 2 * 2**20 + 1)
 
 
 def test_what_takes_more_memory_than_there_is_is_413() -> None:

@@ -15,6 +15,7 @@ from conftest import DOG, ROOT, encode, serve_with
 from PIL import Image
 
 import run_keras_server as server
+from keras_server import images, tiff
 from keras_server.images import PREPROCESS, ImageError, open_image, upright_size
 from keras_server.models.spec import Tensor
 
@@ -147,7 +148,10 @@ def modes() -> dict[str, tuple[bytes, Image.Image]]:
 
 
 @pytest.mark.parametrize("name", modes())
-def test_every_mode_becomes_rgb(plain: None, name: str) -> None:
+@pytest.mark.parametrize("band", [2**20, 150, 30])
+def test_every_mode_becomes_rgb(plain: None, name: str, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece, or in bands of two rows of pixels, or of a part of one."""
+    monkeypatch.setattr(images, "BAND", band)
     data, shown = modes()[name]
     expected = np.asarray(shown.convert("RGB"), np.float32)
     prepared = prepare(data)[0]
@@ -236,6 +240,8 @@ DEEP: dict[str, tuple[bytes, np.ndarray]] = {
         (340, "f", 1, -100.0, True), (341, "f", 1, 920.0, True)]), GREY),
     "alpha": (deep(np.concatenate([sixteen(), (65535 * ALPHA).astype(np.uint16)], -1), photometric="rgb",
                    extrasamples=["unassalpha"]), WHITE),
+    "a fourth channel of something else": (deep(np.concatenate([sixteen(), (65535 * ALPHA).astype(np.uint16)], -1),
+                                                photometric="rgb", extrasamples=["unspecified"]), RGB),
     "multiplied alpha": (deep(np.concatenate([(sixteen() * ALPHA).astype(np.uint16), (65535 * ALPHA).astype(np.uint16)],
                                              -1), photometric="rgb", extrasamples=["assocalpha"]), WHITE),
     "grey and alpha": (deep(np.concatenate([GREY[..., np.newaxis].astype(np.uint16) * 257,
@@ -247,7 +253,9 @@ DEEP: dict[str, tuple[bytes, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_tiffs_are_read_by_their_tags(plain: None, name: str) -> None:
+@pytest.mark.parametrize("rows", [64, 7])
+def test_deep_tiffs_are_read_by_their_tags(plain: None, name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff, "ROWS", rows)  # of 40, at a time
     data, expected = DEEP[name]
     expected = expected if expected.ndim == 3 else np.repeat(expected[..., np.newaxis], 3, -1)
     assert np.abs(prepare(data)[0] - expected).max() <= 2
@@ -265,6 +273,40 @@ REFUSED = {
 def test_deep_tiffs_that_tags_do_not_explain_are_refused_by_name(words: str) -> None:
     with pytest.raises(ImageError, match=f"{words}.*8 bits a channel"):
         open_image(REFUSED[words], 50)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "kind"),
+    [(3, "a palette"), (4, "a mask"), (5, "CMYK"), (6, "YCbCr"), (8, "CIELAB"), (9, "ICCLAB"), (10, "ITULAB"),
+     (32844, "colours of another kind")],
+)  # fmt: skip
+def test_colours_that_are_not_read_are_named(photometric: int, kind: str) -> None:
+    """By the numbers of TIFF 6.0 and its supplements."""
+    with pytest.raises(tiff.TiffError, match=f"16 bits a channel in {kind}$"):
+        tiff.to_bytes(np.zeros((1, 1, 4), np.float32), photometric, 16, ())
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "most", "scaled"),
+    [
+        ([0, 0.5, 1], 0, 1, [0, 0.5, 1]),
+        ([10, 15, 20], 10, 20, [0, 0.5, 1]),
+        ([0, 1.01], 0, 1, None),
+        ([-0.01, 1], 0, 1, None),
+        ([0, np.nan], 0, 1, None),
+        ([0, np.inf], 0, np.inf, None),
+        ([1, 1], 1, 1, None),
+    ],
+)
+def test_fractions_are_read_where_their_range_is_known(
+    values: list[float], least: float, most: float, scaled: list[float] | None
+) -> None:
+    pixels, tags = np.array(values, np.float32), {340: least, 341: most}
+    if scaled is None:
+        with pytest.raises(tiff.TiffError, match="a TIFF of fractions whose range it does not name"):
+            tiff.scale(pixels, 32, 3, tags.get)
+    else:
+        assert tiff.scale(pixels, 32, 3, tags.get).tolist() == scaled
 
 
 def test_deep_tiffs_are_turned_and_bounded(plain: None) -> None:
@@ -329,18 +371,30 @@ def test_of_an_animation_its_first_frame_is_shown(plain: None) -> None:
 
 
 OTHERS = {
-    "a JPEG XL": b"\xff\x0a" + bytes(50), "a PDF": b"%PDF-1.7\n" + bytes(50), "an SVG": b"<svg xmlns='...'></svg>",
-    "a web page": b"<!DOCTYPE html><html>", "a Photoshop file": b"8BPS" + bytes(50),
-    "a zip archive": b"PK\x03\x04" + bytes(50),
-    "a video": b"\0\0\0\x18ftypisom" + bytes(50), "an icon": b"\0\0\x01\0" + bytes(50),
-    "a JPEG 2000": b"\0\0\0\x0cjP  " + bytes(50), "a picture in PNM": b"P6\n1 1\n255\nabc",
+    "a JPEG XL": [b"\xff\x0a", b"\0\0\0\x0cJXL \r\n"],
+    "a JPEG 2000": [b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"],
+    "a JPEG-LS": [b"\xff\xd8\xff\xf7"],
+    "a JPEG XR": [b"II\xbc\x01"],
+    "a PDF": [b"%PDF-1.7\n"],
+    "an SVG": [b"<svg xmlns='...'></svg>", b"\xef\xbb\xbf <?xml version='1.0'?>\n<svg>", b"<!-- by hand -->\n<svg>"],
+    "a web page": [b"<!DOCTYPE html><html>", b"\xef\xbb\xbf<!-- a --> <HTML>", b"\n<html>"],
+    "a Photoshop file": [b"8BPS"],
+    "a PostScript file": [b"%!PS-Adobe-3.0", b"\xc5\xd0\xd3\xc6"],
+    "a zip archive": [b"PK\x03\x04"],
+    "a video": [b"\0\0\0\x18ftypisom", b"\0\0\0\x14ftypqt  ", b"\0\0\0\x18ftypmp42", b"\0\0\0\x08wide",
+                b"\0\0\0\x08moov", b"\x1aE\xdf\xa3", b"RIFF\0\0\0\0AVI "],
+    "an icon": [b"\0\0\x01\0", b"icns"],
+    "a picture in PNM": [b"P6\n1 1\n255\nabc", b"P1 1"],
+    "a DICOM file": [bytes(128) + b"DICM"],
+    "a raw photograph": [b"II\x1a\0\0\0HEAPCCDR", b"\0\0\0\x18ftypcrx ", b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO",
+                         b"MMOR"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_files_of_a_kind_that_is_not_read_are_named(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "start"), [(kind, start) for kind, starts in OTHERS.items() for start in starts])
+def test_files_of_a_kind_that_is_not_read_are_named(kind: str, start: bytes) -> None:
     with pytest.raises(ImageError, match=f"This is {kind}, which is not read: send it as a JPEG or PNG"):
-        open_image(OTHERS[kind], 50)
+        open_image(start + bytes(50), 50)
 
 
 PICTURES = ROOT / "tests" / "data" / "pictures"
@@ -426,7 +480,10 @@ def test_raw_photographs_are_named_though_they_hold_a_preview() -> None:
 
 
 def test_each_refusal_is_the_true_one() -> None:
-    for data in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a", b"\0\0\0\x18ftypheic"):
+    heads = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a", b"GIF87a", b"RIFF\0\0\0\0WEBP"]
+    heads += [b"BM" + bytes(8), *(b"\0\0\0\x18ftyp" + brand for brand in (b"avif", b"avis", b"heic", b"heix", b"heim"))]
+    heads += [b"\0\0\0\x18ftyp" + brand for brand in (b"heis", b"hevc", b"hevx", b"mif1", b"msf1")]
+    for data in heads:
         with pytest.raises(ImageError, match="damaged or cut off"):
             open_image(data, 50)
     with pytest.raises(ImageError, match="a JPEG of 12 bits a channel"):

@@ -147,6 +147,8 @@ def test_every_request_has_one_line(fake: FakeServer) -> None:
         answer = fake.ask(data)
         assert answer.status == status
         assert line(fake, answer.headers["X-Request-ID"])["status"] == status
+    fake.ask(request(body=b"abc", X_Request_ID="probe"))  # which the front answers itself
+    assert line(fake, "probe")["bytes"] == 3
     assert "secret" not in fake.log
 
 

@@ -156,7 +156,6 @@ class Connection:
         if ticket.client_left():
             self.error(499, TOO_LATE)
             raise ConnectionAbortedError
-        ticket.gone = True
         return self.error(504, TOO_LATE)
 
     def enter_asker(self, forwarded: str) -> None:

@@ -50,7 +50,7 @@ class Jpeg(NamedTuple):
 def segments(data: bytes) -> Iterator[Segment]:
     """Yield the segments of a JPEG as a decoder finds them (ITU-T T.81, B.1). Raises ImageError for too many."""
     at = 2
-    for _ in range(limits.PARTS):
+    for _ in range(limits.PARTS + 1):
         if not (marker := MARKER.search(data, at)) or marker[1][0] == END:
             return
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])

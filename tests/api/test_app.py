@@ -1,7 +1,7 @@
 """The app's factory: two apps in one process do not touch each other, and a request keeps the model that it took."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.datastructures import MultiDict
 
+import run_keras_server as server
 from keras_server import api
 from keras_server.models.registry import Predictor, PredictorEngine
 from keras_server.models.served import Served
@@ -173,3 +174,25 @@ def test_who_has_left_is_not_told_that_it_took_too_long(client: FlaskClient) -> 
     late = client.post("/predict", data=data, content_type="image/png", environ_overrides={"ticket": Ticket(0)})
     assert late.status_code == 504
     assert "not ready in time" in late.json["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json"])
+def test_a_document_is_made_once_and_anew_where_what_it_tells_has_changed(
+    path: str, client: FlaskClient, setting: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = server.app
+    app.documents.clear()
+    first = client.get(path)
+    (made,) = app.documents.values()
+    again = client.get(path, headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    assert client.get(path).data == first.data
+    assert [*app.documents.values()] == [made]
+    setting(max_upload_mb=3.5)
+    changed = client.get(path, headers={"If-None-Match": first.headers["ETag"]})
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != first.headers["ETag"]
+    assert len(app.documents) == 1
+    other = serve_with(monkeypatch, name="other").get(path)
+    assert b"other" in other.data
+    assert [name for _, name in app.documents] == ["other"]  # nothing is kept of what is gone

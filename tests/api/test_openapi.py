@@ -78,6 +78,17 @@ def test_every_route_is_there_and_no_other(client: FlaskClient) -> None:
     assert operations(document(client)).keys() == expected
 
 
+@pytest.mark.parametrize(("route", "own"), [("/predict", {"top"}), ("/explain", {"label"})])
+def test_the_model_is_named_in_the_query_or_in_the_path(client: FlaskClient, route: str, own: set[str]) -> None:
+    found = document(client)["paths"]
+    where = {
+        path: {(each["name"], each["in"]) for each in found[path]["post"]["parameters"]}
+        for path in (route, f"/models/{{name}}{route}")
+    }
+    others = {(name, "query") for name in own}
+    assert where == {route: others | {("model", "query")}, f"/models/{{name}}{route}": others | {("name", "path")}}
+
+
 PARTS = [
     path.relative_to(ROOT).with_suffix("").as_posix()
     for folder in ("front", "api", "explain")

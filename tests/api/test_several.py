@@ -76,6 +76,17 @@ def test_predict_finds_the_model(client: FlaskClient, path: str, title: dict[str
 
 
 @pytest.mark.parametrize(
+    ("path", "name"),
+    [("/explain", "cats"), ("/explain?model=dogs", "dogs"), ("/models/dogs/explain", "dogs"),
+     ("/models/cats/explain?model=dogs", "cats")],
+)  # fmt: skip
+def test_explain_finds_the_model(client: FlaskClient, path: str, name: str) -> None:
+    answer = client.post(path, **PNG)
+    assert answer.status_code == 422
+    assert answer.json["error"] == f"{name} came from no file or architecture, so it cannot be explained."
+
+
+@pytest.mark.parametrize(
     ("where", "row"),
     [("cats", [0, 1]), ("dogs", [0, 1]), ("cats/versions/1", [1, 0]), ("cats/versions/2", [0, 1]),
      ("cats/labels/stable", [1, 0]), ("dogs/versions/1", [0, 1])],

@@ -218,6 +218,12 @@ HEADS: dict[str, Callable[[Any], list[Any]]] = {
     "cut out": lambda k: [k.Cropping2D(((1, 2), (3, 0))), k.Flatten()],
     "leaky": lambda k: [k.GlobalAveragePooling2D(), k.Dense(9), k.LeakyReLU(0.2)],
     **{
+        name: lambda k, name=name: [  # type: ignore[misc]
+            k.GlobalAveragePooling2D(), k.Dense(9, "softplus"), k.Activation(getattr(import_keras().ops, name)),
+        ]
+        for name in ("sqrt", "rsqrt", "reciprocal")
+    },
+    **{
         name: lambda k, name=name: [k.GlobalAveragePooling2D(), k.Dense(9, name)]  # type: ignore[misc]
         for name in ("gelu", "mish", "selu", "softplus", "softsign", "swish", "tanh", "sigmoid", "hard_swish")
     },
@@ -329,6 +335,14 @@ def test_one_output_speaks_for_the_second_class_and_against_the_first(keras: Any
         assert first[:, :6].max() == 0
         assert second[:, :6].max() > 0
         assert second[:, 6:].max() == 0
+
+
+def test_a_direction_is_the_label_or_for_or_against_the_only_score() -> None:
+    """Float32, between -1 and 1, as converted functions take it."""
+    three, one = (Tensor("scores", (count,), "float32") for count in (3, 1))
+    directions = [direction_of(label, three) for label in range(3)] + [direction_of(label, one) for label in range(2)]
+    assert [each.tolist() for each in directions] == [[[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]], [[-1]], [[1]]]
+    assert {each.dtype for each in directions} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("end", ["dense", "activation", "softmax", "operation", "nested", "none"])
@@ -443,7 +457,7 @@ def test_a_model_without_convolutions_is_refused(keras: Any, serve: Callable[...
     client = serve(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
     answer = ask(client, encode(Image.new("RGB", (9, 9))))
     assert (answer.status_code, answer.json["success"]) == (422, False)
-    assert "no convolutional features" in answer.json["error"]
+    assert answer.json["error"] == "tiny has no convolutional features before its labels, so it cannot be explained."
     assert ask(client, encode(Image.new("RGB", (9, 9)))).json == answer.json  # and again, without another try
 
 

@@ -1,6 +1,7 @@
 """What an upload may be, how much may wait, for how long, and for whom."""
 
 import io
+import platform
 import re
 import socket
 import subprocess
@@ -142,6 +143,18 @@ def test_bombs_leave_no_memory_with_the_threads(fake: FakeServer) -> None:
     for _ in range(30):
         assert fake.ask(post(BOMBS["bmp just inside the limit"])).status == 400
     assert fake.tell("forget")["peak"] - before < 50e6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their memory otherwise")
+def test_large_pictures_leave_no_memory_with_the_threads() -> None:
+    """Of those that are decoded side by side each thread would keep the most that it ever had."""
+    data = post(encode(Image.new("RGB", (2600, 2000), "red")))
+    with FakeServer("--decode-threads", "4") as fake:
+        fake.ask(post())
+        before = fake.tell("forget")["resident"]
+        with ThreadPoolExecutor(8) as pool:
+            assert {answer.status for answer in pool.map(fake.ask, [data] * 24)} == {200}
+        assert fake.tell("forget")["resident"] - before < 30e6
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -343,7 +356,7 @@ def test_at_its_deadline_a_request_is_answered_504_and_its_image_dropped() -> No
 
 
 def test_a_body_that_comes_too_late_is_answered_408() -> None:
-    with FakeServer("--timeout", "0.5") as fake, fake.raw() as raw:
+    with FakeServer("--timeout", "0.5", STALL_SECONDS=60) as fake, fake.raw() as raw:
         answer = raw.send(post()[:-1]).answer()
         assert answer
         assert answer.status == 408

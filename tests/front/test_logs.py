@@ -104,6 +104,17 @@ def test_what_is_logged_last_is_written_before_the_process_ends(pipe: Pipe) -> N
         assert "Stopping" in text.splitlines()[-1]
 
 
+def test_why_the_server_does_not_start_is_said_after_the_log() -> None:
+    program = (
+        "import logging, sys; from keras_server.front import logs; logs.log.addHandler(logs.Log())\n"
+        "for n in range(1000): logs.log.warning('n%d', n)\n"
+        "sys.exit(logs.stop('this is why'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [*(f"n{n}" for n in range(1000)), "error: this is why"]
+
+
 def bad_tiff() -> bytes:
     """Return a TIFF about which libtiff writes to standard error itself."""
     file = io.BytesIO()

@@ -1,5 +1,6 @@
 """How many connections, or requests by way of proxies, one address may have."""
 
+import signal
 import socket
 
 import pytest
@@ -71,6 +72,33 @@ def test_an_address_with_too_many_connections_is_told_so() -> None:
         for raw in raws:
             raw.close()
         fake.wait(connections=0)
+
+
+def test_zero_is_any_number_of_connections() -> None:
+    own = own_address()
+    with FakeServer("--host", "0.0.0.0", "--connections-per-address", "0") as fake:
+        raws = [Raw(fake.port, address=own) for _ in range(3)]
+        for raw in raws:
+            answer = raw.send(request()).answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+
+
+def test_what_is_told_to_one_too_many_reaches_it_though_it_has_sent_a_request_already() -> None:
+    """What was not read when the socket closes would have the kernel reset the connection, and lose the answer."""
+    own = own_address()
+    options = ("--host", "0.0.0.0", "--connections-per-address", "1")
+    with FakeServer(*options) as fake, Raw(fake.port, address=own).send(HEAD):
+        wait_until(lambda: fake.tell()["bodies"] == 1)
+        fake.signal(signal.SIGSTOP)  # so that the request is there when its connection is taken
+        with Raw(fake.port, address=own).send(post()) as second:
+            fake.signal(signal.SIGCONT)
+            answer = second.answer()
+            assert answer
+            assert answer.status == 429
+            assert second.ended()
+            assert not second.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of a reset
 
 
 def test_the_connections_of_a_proxy_are_those_of_many() -> None:

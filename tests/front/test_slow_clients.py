@@ -183,7 +183,15 @@ def test_where_bodies_take_too_much_memory_the_largest_unfinished_one_gives_way(
             hogs.append(fake.raw().send(PREDICT + b"Content-Length: 16000001\r\n\r\n" + bytes(16_000_000)))
             wait_until(lambda: fake.tell()["held"] > len(hogs) * 15_900_000)
         large = post(PIXEL + bytes(5_000_000))
-        assert fake.ask(large).status == 200
+        with fake.raw() as raw:
+            raw.send(large[:3_000_000])
+            wait_until(lambda: fake.tell()["held"] > 66_900_000)
+            fake.signal(signal.SIGSTOP)  # so that it reads several pieces before the one that gives way can leave
+            raw.send(large[3_000_000:4_000_000])
+            fake.signal(signal.SIGCONT)
+            answer = raw.send(large[4_000_000:]).answer()
+            assert answer
+            assert answer.status == 200
         answers = [raw.answer() for raw in hogs if select.select([raw.socket], [], [], 0)[0]]
         assert [answer.status for answer in answers if answer] == [503]
         for raw in hogs:
@@ -266,15 +274,18 @@ def test_a_large_answer_reaches_a_slow_reader_byte_for_byte() -> None:
         assert bodies == [whole] * count
 
 
+def sixty_pictures() -> bytes:
+    """Return a request whose answer has over 2 MB, far more than the kernel keeps."""
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
+    form = part * 60 + b"--b--\r\n"
+    return request("/predict?top=1000", "POST", form, Content_Type="multipart/form-data; boundary=b")
+
+
 def test_a_single_answer_may_take_longer_than_a_stall() -> None:
     with FakeServer("--max-batch", "64", "--max-upload-mb", "64", STALL_SECONDS=3) as fake:
-        top = post(target="/predict?top=1000")
-        part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n' % PIXEL
-        form = part * 60
-        data = request("/predict?top=1000", "POST", form + b"--b--\r\n", Content_Type="multipart/form-data; boundary=b")
-        single = fake.ask(top).json["predictions"]
+        single = fake.ask(post(target="/predict?top=1000")).json["predictions"]
         raw = Raw(fake.port, window=4096)
-        raw.send(data)
+        raw.send(sixty_pictures())
         raw.socket.settimeout(None)
         got = b""
         started = time.monotonic()
@@ -293,6 +304,20 @@ def test_a_single_answer_may_take_longer_than_a_stall() -> None:
         assert time.monotonic() - started > 3
         raw.close()
         assert [result["predictions"] for result in json.loads(body)["results"]] == [single] * 60
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_that_stops_in_the_midst_of_an_answer_is_cut(leaves: bool) -> None:
+    """However much it has taken, and so much faster than it had to; the log says which of both it was."""
+    options = ("--max-batch", "64", "--max-upload-mb", "64")
+    stall = 60 if leaves else 0.5
+    with FakeServer(*options, STALL_SECONDS=stall) as fake, Raw(fake.port, window=4096) as raw:
+        raw.send(sixty_pictures())
+        assert len(raw.file.read(1_000_000)) == 1_000_000  # worth 1,000 s at the least rate
+        if leaves:
+            raw.close()
+        wait_until(lambda: f"the client {'has left' if leaves else 'takes no more'}" in fake.log)
+        fake.wait(connections=0)
 
 
 # Stopping
@@ -331,6 +356,21 @@ def test_a_signal_drains(number: int) -> None:
         assert "Traceback" not in fake.log
 
 
+def test_what_was_accepted_is_answered_however_long_it_takes() -> None:
+    with FakeServer(SILENT_SECONDS=0.1, KEPT_SECONDS=0.1) as fake:
+        waiting = fake.occupy(2)
+        fake.signal()
+        wait_until(lambda: not fake.ready())
+        time.sleep(0.5)  # in which connections that are silent are given up
+        fake.tell("go")
+        for raw in waiting:
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+        assert fake.end() == 0
+
+
 def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
     with FakeServer("--timeout", "1", **SHORT | {"STALL_SECONDS": 1}) as fake:
         raw = fake.raw().send(post()[:-10])
@@ -341,6 +381,33 @@ def test_a_slow_client_does_not_keep_the_server_from_stopping() -> None:
         assert answer.status == 408
         assert fake.end() == 0
         raw.close()
+
+
+def test_who_waits_in_the_kernel_as_the_port_closes_is_answered() -> None:
+    """Its client believes to be connected; there was no room for it yet."""
+
+    def is_closed() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", fake.port), timeout=0.5).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return False
+
+    with FakeServer(files=64) as fake:  # which leaves 32 for connections
+        head = PREDICT + b"Content-Length: %d\r\n\r\n" % (len(PIXEL) + 50_000)
+        raws = [fake.raw().send(head + PIXEL + bytes(49_000)) for _ in range(32)]
+        fake.wait(connections=32)
+        late = fake.raw().send(post())
+        fake.signal()
+        wait_until(is_closed)
+        for raw in raws:
+            raw.send(bytes(1000))
+        for raw in (*raws, late):
+            answer = raw.answer()
+            assert answer
+            assert answer.status == 200
+            raw.close()
+        assert fake.end() == 0
 
 
 def test_the_model_thread_s_death_is_answered_and_ends_the_process() -> None:
@@ -397,3 +464,17 @@ def test_nothing_accepted_is_lost_in_restarts_under_load() -> None:
                 thread.join()
     assert not lost
     assert answered
+
+
+def test_threads_that_nobody_uses_any_more_end() -> None:
+    """Those of a group of requests beside the model's own, such as what loads models."""
+    with FakeServer("--timeout", "0.5", UNUSED_SECONDS=0) as fake:
+        before = fake.tell()["threads"]
+        assert fake.ask(request("/v2/repository/index", "POST", b"{}")).status == 200
+        wait_until(lambda: fake.tell()["threads"] == before)
+    with FakeServer("--timeout", "0.5", LOOK_SECONDS=0.01) as fake:
+        before = fake.tell()["threads"]
+        for _ in range(3):
+            assert fake.ask(request("/v2/repository/index", "POST", b"{}")).status == 200
+            time.sleep(0.6)
+        assert fake.tell()["threads"] == before + 1  # ready for a next one

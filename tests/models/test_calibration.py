@@ -118,7 +118,7 @@ def test_channels_may_come_first_and_numbers_be_whole() -> None:
 
 
 def lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n\n \n")  # blank lines are none
     return path
 
 

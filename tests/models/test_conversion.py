@@ -18,7 +18,7 @@ from keras_server.models.convert import ConversionError, convert
 from keras_server.models.describe import describe
 from keras_server.models.engines import KerasEngine, OpenVINOEngine
 from keras_server.models.errors import StartupError
-from keras_server.models.reference import Reference, differs
+from keras_server.models.reference import Reference, differs, random_rows, sizes_to_try
 from keras_server.models.source import KerasModel, Source
 from keras_server.models.spec import Spec, Tensor, probabilities
 from keras_server.models.tracing import import_keras, reason_of, structures
@@ -583,6 +583,61 @@ def test_a_reference_uses_tokens_of_the_vocabulary() -> None:
     spec = describe(KerasModel(keras_model), keras_model)
     for rows in Reference(keras_model, spec).samples():
         assert 0 <= rows[0].min() <= rows[0].max() < 20
+
+
+def test_any_length_is_tried_until_the_model_takes_one() -> None:
+    """First those that are likely; of sequences each that is short, and the longest that most models of words take."""
+
+    def tried(*shape: int | None) -> list[int]:
+        spec = Spec(inputs=(Tensor("x", shape, "float32"),))
+        return [sizes[0][0] for sizes in sizes_to_try(spec)]
+
+    assert tried(None, None, 3) == [224, 256, 128, 64, 32, 512]
+    assert tried(None, 6)[:3] == [128, 64, 32]
+    assert {*tried(None, 6)} == {*range(1, 65), 128, 256, 512}
+    assert tried(5, 6) == [5]
+
+
+def test_the_second_row_ends_in_padding() -> None:
+    spec = Spec(
+        inputs=(Tensor("words", (9,), "int32"), Tensor("x", (6, 2), "float32"), Tensor("pair", (2,), "float32"))
+    )
+    words, x, pair = random_rows(None, spec, [(9,), (6, 2), (2,)])
+    assert (words[1, 6:] == 0).all()
+    assert (x[1, 4:] == 0).all()
+    assert x[1, :4].all()
+    assert x[::2].all()
+    assert pair.all()  # too short for any
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_reference_has_rows_together_and_alone_and_longer_ones(batch: int | None) -> None:
+    keras = import_keras()
+    tensor = keras.Input(batch_shape=(batch, None, 6))
+    model = keras.Model(tensor, keras.layers.GlobalAveragePooling1D()(tensor))
+    spec = describe(KerasModel(model), model)
+    assert spec.batch == batch
+    found = [rows[0].shape for rows in Reference(model, spec).samples()]
+    alone = [] if batch else [(1, 128, 6)] * 3
+    assert found == [(batch or 3, 128, 6), *alone, (batch or 3, 256, 6)]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 8]), (8, [1, 2, 4, 8])])
+def test_jax_compiles_before_the_first_request_every_size_that_may_come(
+    most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keras = import_keras()
+    compiled: list[int] = []
+
+    class Model(keras.Model):  # type: ignore[misc, name-defined]
+        def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+            compiled.append(len(batch))
+            return batch
+
+    tensor = keras.Input((3,))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    KerasEngine(Model(tensor, tensor * 2), most)
+    assert compiled == sizes
 
 
 def test_engines_of_several_lanes_answer_alike() -> None:

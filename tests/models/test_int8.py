@@ -227,6 +227,17 @@ def test_the_gain_is_a_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(batches) == {8}
 
 
+def test_the_gain_is_measured_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, by a clock that each look moves on by a half of one; seven rounds are run before it is looked at."""
+    clock = itertools.count(1000, 0.5)
+    monkeypatch.setattr(quantize.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(quantize.time, "process_time", itertools.count().__next__)
+    rounds: list[Any] = []
+    slow: Any = lambda inputs: rounds.append(inputs)  # noqa: E731
+    assert quantize.gain(slow, lambda inputs: [], [np.zeros((1, 4))]) == 1
+    assert len(rounds) == 7 + 3
+
+
 def test_what_is_wrong_is_said_before_anything_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "convert_in_child", None)
     with pytest.raises(StartupError, match="there is neither a folder nor a file"):
@@ -448,10 +459,15 @@ def test_weights_of_8_bits_are_for_processors_with_vnni(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_8_bits_are_tried_only_with_vnni(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickest_way_is_tried_first_and_8_bits_only_with_vnni(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "sums_bytes", lambda: vnni)
     quantizer = object.__new__(Quantizer)
-    assert len([*quantizer.candidates()]) == 3 + vnni
+    monkeypatch.setattr(quantizer, "quantized", lambda portable, fast: (portable, fast))
+    *whole, last = quantizer.candidates()
+    made = [make() for make in whole]
+    assert [each.model for each in made] == [(True, True), (True, False), *([(False, False)] if vnni else [])]
+    assert all(each.portable == each.model[0] for each in made)
+    assert last == quantizer.with_layers_in_float32
 
 
 def test_auto_takes_bfloat16_where_int8_gains_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,6 +479,7 @@ def test_auto_takes_bfloat16_where_int8_gains_nothing(photos: Path, monkeypatch:
     found = opened("colours", photos, precision="auto")
     assert found.spec.precision == "bfloat16"
     assert figures_of(found).agreement.same == 1
+    assert figures_of(found).calibrated == 0  # which it needs no rows for
 
 
 # Processors

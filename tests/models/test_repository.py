@@ -13,7 +13,7 @@ from multiplying import times
 
 from keras_server.models.errors import StartupError
 from keras_server.models.folder import models_in, versions_in
-from keras_server.models.registry import NotServed, Registry, UnknownModel
+from keras_server.models.registry import NotServed, Registry, UnknownModel, in_words
 from keras_server.models.repository import Repository, has_several, load
 from keras_server.readers import model_option
 from keras_server.settings import Settings, read_settings
@@ -223,3 +223,10 @@ def test_what_was_not_named_cannot_change() -> None:
         assert not has_several(settings)
     for settings in (Settings(model="bundled", watch=1), Settings(model="x", versions=2), Settings(model_dir="m")):
         assert has_several(settings)
+
+
+@pytest.mark.parametrize(("count", "end"), [(19, "n18"), (20, "n19"), (21, "n19 and 1 more"), (25, "n19 and 5 more")])
+def test_a_sentence_names_twenty_models_at_most(count: int, end: str) -> None:
+    names = in_words([f"n{number}" for number in range(count)])
+    assert names.startswith("n0, n1, ")
+    assert names.rpartition(", ")[2] == end

@@ -19,6 +19,7 @@ from fakes import wait_until
 from multiplying import product, times
 from test_repository import factor, house, look_twice, serve
 
+import run_keras_server as server
 from keras_server import telemetry
 from keras_server.models import repository as repositories
 from keras_server.models.batcher import ModelDied, Overdue
@@ -283,6 +284,54 @@ def test_loading_and_unloading_by_request(serve: Serve) -> None:
         for act in (served.load, served.unload):
             with pytest.raises(UnknownModel, match="in the folder of --model-dir: it has cats, dogs, new"):
                 act(name)
+
+
+def test_requests_load_and_unload_by_tritons_protocol(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]
+) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    monkeypatch.setattr(server, "model", serve("--model-dir", "m"))
+    client = server.app.test_client()
+    wanted = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}]}
+
+    def ask(path: str, **body: Any) -> tuple[int, Any]:
+        answer = client.post(f"/v2/{path}", json=body, headers={"Authorization": "Bearer secret"})
+        return answer.status_code, answer.json
+
+    assert ask("repository/models/cats/unload")[0] == 403
+    setting(api_key=("secret",))
+    assert ask("repository/models/cats/unload") == (200, {})
+    assert ask("models/cats/infer", **wanted)[0] == 404
+    assert {"name": "cats", "state": "UNAVAILABLE", "reason": "unloaded"} in ask("repository/index")[1]
+    assert [row["name"] for row in ask("repository/index", ready=True)[1]] == ["dogs"]
+    status, answer = ask("repository/models/cats/load", parameters={"config": "{}"})
+    assert (status, answer["error"]) == (400, "A model is loaded as it is in the folder: send no parameters.")
+    assert ask("repository/models/cats/load", parameters={}) == (200, {})
+    assert ask("models/cats/infer", **wanted)[1]["outputs"][0]["data"] == [1, 1, 1]
+    Path("m/cats.xml").write_text("text")
+    status, answer = ask("repository/models/cats/load")
+    assert status == 400
+    assert "but a text file" in answer["error"]
+    shutil.rmtree("m")
+    status, answer = ask("repository/models/cats/unload")
+    assert status == 400
+    assert answer["error"].startswith("--model-dir: m cannot be read")
+    assert ask("models/dogs/infer", **wanted)[1]["outputs"][0]["data"] == [2, 2, 2]
+
+
+def test_models_that_were_named_are_not_loaded_by_request(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]
+) -> None:
+    times(Path("cats.xml"), 1)
+    monkeypatch.setattr(server, "model", serve("--model", "cats.xml", "--watch", "1000"))
+    setting(api_key=("secret",))
+    for act in ("load", "unload"):
+        path, key = f"/v2/repository/models/cats/{act}", {"Authorization": "Bearer secret"}
+        answer = server.app.test_client().post(path, headers=key)
+        assert answer.status_code == 403
+        assert answer.json
+        assert answer.json["error"].endswith("start the server with --model-dir.")
 
 
 class Ends:
