@@ -24,7 +24,7 @@ test: .venv/dev .venv-clients/done $(AXE)
 
 # Without what starts processes and browsers, or has Keras convert: docs/testing.md says what is left out.
 quick: .venv/dev
-	$(BIN)/python -m pytest $(SHARED) -m "not slow and not ray" $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -n 3 -m "not slow and not ray" $(ARGS)
 
 # Which tests concern which sources: pyproject.toml. The last table: docs/testing.md.
 mutants: .venv/dev .venv-mutants/done

@@ -44,20 +44,22 @@ BROWSER_OPTIONS = [
 ]  # fmt: skip
 
 
-# What takes long, the longest first: it starts processes or browsers, or loads Keras. `make quick` leaves it out.
+# What takes long, the longest first: it loads Keras, starts browsers and many servers, or waits for them. `make quick`
+# leaves it out.
 SLOW = [
     "tests/explain/test_explain.py", "tests/models/test_conversion.py", "tests/api/test_page.py",
-    "tests/models/test_loading.py", "tests/test_real_clients.py", "tests/api/test_page_many.py",
-    "tests/test_consoles.py", "tests/models/test_child.py", "tests/models/test_int8.py", "tests/test_process.py",
+    "tests/models/test_loading.py", "tests/front/test_slow_clients.py", "tests/test_real_clients.py",
+    "tests/api/test_page_many.py", "tests/test_consoles.py", "tests/models/test_child.py",
+    "tests/front/test_logs.py", "tests/models/test_int8.py", "tests/test_process.py",
     "tests/models/test_addresses.py", "tests/models/test_swapping.py", "tests/test_deploy.py",
     "tests/commands/test_export.py", "tests/front/test_systemd.py", "tests/models/test_formats.py",
-    "tests/models/test_cache.py", "tests/test_package.py", "tests/test_fuzz.py", "tests/test_nginx.py",
-    "tests/front/test_proxies.py", "tests/front/test_origins.py", "tests/models/test_beside.py",
-    "tests/test_tutorial.py", "tests/api/test_page_models.py", "tests/test_many_models.py",
-    "tests/front/test_clients.py", "tests/commands/test_check.py", "tests/test_cropping.py", "tests/test_images.py",
-    "tests/api/test_openapi.py", "tests/api/test_protocols.py", "tests/api/test_parsing.py",
-    "tests/models/test_mistakes.py", "tests/models/test_suspicion.py", "tests/models/test_bundled_model.py",
-    "tests/test_contract.py", "tests/test_readme.py", "tests/ray",
+    "tests/models/test_cache.py", "tests/test_package.py", "tests/test_prometheus.py", "tests/test_fuzz.py",
+    "tests/test_nginx.py", "tests/front/test_proxies.py", "tests/front/test_origins.py",
+    "tests/models/test_beside.py", "tests/test_tutorial.py", "tests/api/test_page_models.py",
+    "tests/test_many_models.py", "tests/front/test_clients.py", "tests/commands/test_check.py",
+    "tests/test_cropping.py", "tests/test_images.py", "tests/api/test_openapi.py", "tests/api/test_protocols.py",
+    "tests/api/test_parsing.py", "tests/models/test_mistakes.py", "tests/models/test_suspicion.py",
+    "tests/models/test_bundled_model.py", "tests/test_contract.py", "tests/test_readme.py", "tests/ray",
 ]  # fmt: skip
 
 

@@ -328,7 +328,8 @@ def test_a_server_that_is_restarted_is_waited_for(
 
 
 def test_ctrl_c_ends_the_waiting(server: Server, photos: Path, tmp_path: Path) -> None:
-    server.answer = lambda request: see_text(request) if len(server.requests) < 3 else None
+    proxys: Answer = (503, {"Retry-After": "0"}, b"<h1>503</h1>")  # which the client itself asks again at once
+    server.answer = lambda request: see_text(request) if len(server.requests) < 3 else proxys
     with process(photos, "--output", tmp_path / "out.csv", "--url", server.base, "--workers", 1) as running:
         assert running.stderr is not None
         assert running.stderr.readline().startswith("Waiting up to 120 s for the server: ")
