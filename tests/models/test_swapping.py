@@ -556,6 +556,27 @@ def test_what_is_gone_or_good_again_is_not_said_to_be_refused(serve: Serve) -> N
     assert factor(served, "cats") == 1
 
 
+@pytest.mark.parametrize("unloads", [False, True])
+def test_of_a_model_that_is_gone_no_refused_version_is_left(serve: Serve, unloads: bool) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    Path("m/cats/2").mkdir()
+    Path("m/cats/2/model.xml").write_text("text")
+    look_twice(served)
+    assert [(row["version"], row["state"]) for row in served.index() if row["name"] == "cats"] == [
+        ("1", "READY"),
+        ("2", "UNAVAILABLE"),
+    ]
+    if unloads:
+        served.unload("cats")
+    else:
+        shutil.rmtree("m/cats")
+        look_twice(served)
+    left = [row for row in served.index() if row["name"] == "cats"]
+    assert left == ([{"name": "cats", "state": "UNAVAILABLE", "reason": "unloaded"}] if unloads else [])
+
+
 def test_loading_one_with_broken_settings_fails(serve: Serve) -> None:
     """Though the old one is served: it is not what was asked for."""
     times(Path("m/cats.xml"), 1)
