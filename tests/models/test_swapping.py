@@ -286,6 +286,26 @@ def test_loading_and_unloading_by_request(serve: Serve) -> None:
                 act(name)
 
 
+def test_an_unload_is_forgotten_with_a_load_or_once_the_model_is_gone(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    served.unload("cats")
+    served.load("cats")
+    times(Path("m/cats.xml"), 3)
+    look_twice(served)
+    assert factor(served, "cats") == 3  # which is followed again
+    assert {row["state"] for row in served.index()} == {"READY"}
+    served.unload("cats")
+    Path("m/cats.xml").unlink()
+    Path("m/cats.bin").unlink()
+    look_twice(served)
+    assert [row["name"] for row in served.index()] == ["dogs"]
+    times(Path("m/cats.xml"), 4)
+    look_twice(served)
+    assert factor(served, "cats") == 4
+
+
 def test_requests_load_and_unload_by_tritons_protocol(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]
 ) -> None:
