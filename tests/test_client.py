@@ -238,6 +238,13 @@ def test_a_minute_is_waited_unless_another_time_is_said(server: Server, monkeypa
     assert waited == [60, 7]
 
 
+def test_the_command_waits_a_minute_for_each_of_four_pictures_at_a_time() -> None:
+    """As its help and the README say."""
+    plain, other = (simple_request.parse_arguments(words) for words in ([], ["--timeout", "7", "--workers", "2"]))
+    assert (plain.timeout, plain.workers) == (60, 4)
+    assert (other.timeout, other.workers) == (7, 2)
+
+
 def test_a_broken_connection_is_not_taken_for_a_missing_server(server: Server, sleeps: list[float]) -> None:
     server.answer = lambda request: None
     with pytest.raises(PredictionError, match="gave no complete answer") as caught:

@@ -26,6 +26,10 @@ from keras_server.models.tracing import reason_of
 # What an output may pass through after the operation that says what it is.
 PASSING = ("Reshape", "Squeeze", "Unsqueeze", "Convert", "FakeQuantize", "Transpose")
 ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+# Numpy's names for OpenVINO's types, which has others read as some of these: bits of bfloat16 as those of float16.
+TYPES = {"boolean": "bool", "f16": "float16", "f32": "float32", "f64": "float64"} | {
+    f"{letter}{bits}": f"{word}{bits}" for letter, word in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
+}
 LARGEST_TOKEN = 2  # of the least vocabulary
 
 
@@ -89,12 +93,9 @@ def tensor_of(port: Any, path: Path) -> Tensor:
     shape = port.partial_shape
     if shape.rank.is_dynamic or len(shape) == 0:
         raise StartupError(f"{path} cannot be served: its tensor {name} has no first axis for rows.")
-    try:
-        dtype = np.dtype(port.element_type.to_dtype()).name
-    except RuntimeError:
-        raise StartupError(
-            f"{path} cannot be served: its tensor {name} is of type {port.element_type}, which numpy lacks."
-        ) from None
+    kind = port.element_type.get_type_name()
+    if not (dtype := TYPES.get(kind)):
+        raise StartupError(f"{path} cannot be served: its tensor {name} is of type {kind}, which numpy lacks.")
     return Tensor(name, tuple(None if size.is_dynamic else size.get_length() for size in list(shape)[1:]), dtype)
 
 

@@ -138,7 +138,7 @@ class Repository(Registry):
                 if place.name not in self.unloaded:
                     self.refresh(place, patient=True)
                     self.tell()
-            known = {*self.models} | {name for name, _ in (*self.refused, *self.seen)}
+            known = {*self.models} | self.unloaded | {name for name, _ in (*self.refused, *self.seen)}
             for name in known - {place.name for place in places}:
                 log.info("%s is gone, and no longer served.", name)
                 self.remove(name)

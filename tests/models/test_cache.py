@@ -260,8 +260,9 @@ def test_a_whole_entry_that_another_process_wrote_meanwhile_stays(folder: Path, 
 
 
 def test_export_is_read_back_or_refused(tmp_path: Path) -> None:
-    write_export(tmp_path, {"model": tiny()}, ABOUT | {1: ("a", 2)})
+    write_export(tmp_path, {"model": tiny(1 / 3)}, ABOUT | {1: ("a", 2)})
     assert read_export(tmp_path) == ABOUT | {"1": ["a", 2]}
+    assert np.full(3, 1 / 3, np.float32).tobytes() in (tmp_path / "model.bin").read_bytes()  # to the last bit
     flip(tmp_path / "model.bin", 0)
     with pytest.raises(ExportError, match="is damaged"):
         read_export(tmp_path)

@@ -502,6 +502,17 @@ def test_of_several_outputs_the_class_list_is_taken(tmp_path: Path) -> None:
         spec_of(two_outputs, tmp_path, output="sex")
 
 
+def test_a_map_of_classes_is_no_class_list(tmp_path: Path) -> None:
+    def build_both(k: Any) -> Any:
+        features = k.layers.Conv2D(2, 3, activation="softmax", name="map")(image := k.Input((8, 8, 3)))
+        pooled = k.layers.GlobalAveragePooling2D()(features)
+        return k.Model(image, [features, k.layers.Dense(2, "softmax", name="kind")(pooled)])
+
+    spec = spec_of(build_both, tmp_path)
+    assert [tensor.meaning for tensor in spec.outputs] == ["values", "probabilities"]
+    assert (spec.kind, spec.output) == ("classes", 1)
+
+
 def test_where_several_outputs_may_be_meant_the_server_asks(tmp_path: Path) -> None:
     def build_two(k: Any) -> Any:
         x = k.layers.GlobalAveragePooling2D()(image := k.Input((8, 8, 3)))

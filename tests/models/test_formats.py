@@ -1,5 +1,6 @@
 """Files that are no Keras models by themselves: Teachable Machine's archives, ONNX, TensorFlow Lite, OpenVINO."""
 
+import importlib
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from keras_server.models import engines, opening
 from keras_server.models.beside import beside, locate
 from keras_server.models.convert import convert
 from keras_server.models.errors import StartupError
+from keras_server.models.foreign import tensor_of
 from keras_server.models.kinds import teachable
 from keras_server.models.labels import read_labels
 from keras_server.models.meaning import final_spec
@@ -281,6 +283,22 @@ def digits(batch: int | None = None) -> Any:
     x = keras.layers.Conv2D(4, 3, activation="relu")(image)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(image, keras.layers.Dense(3, activation="softmax", name="kinds")(x))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "f64", "boolean", "i4", "i8", "i16", "i32", "i64", "u1", "u4",
+                                  "u8", "u16", "u32", "u64", "string", "dynamic"])  # fmt: skip
+def test_types_that_numpy_lacks_are_refused(kind: str) -> None:
+    """OpenVINO itself would have bits of bfloat16 read as those of float16, and half bytes as whole ones."""
+    openvino = engines.openvino()
+    ops = importlib.import_module(f"{openvino.__name__}.opset13")
+    port = ops.parameter([-1, 3], getattr(openvino.Type, kind), name="x").output(0)
+    if kind in ("bf16", "i4", "u1", "u4", "string", "dynamic"):
+        with pytest.raises(StartupError, match=f"m.xml cannot be served: its tensor x is of type {kind}, which numpy"):
+            tensor_of(port, Path("m.xml"))
+    else:
+        found = tensor_of(port, Path("m.xml"))
+        words = {"f": "float", "i": "int", "u": "uint"}
+        assert found == Tensor("x", (3,), "bool" if kind == "boolean" else words[kind[0]] + kind[1:])
 
 
 @pytest.mark.parametrize("batch", [None, 1, 4])

@@ -286,6 +286,26 @@ def test_loading_and_unloading_by_request(serve: Serve) -> None:
                 act(name)
 
 
+def test_an_unload_is_forgotten_with_a_load_or_once_the_model_is_gone(serve: Serve) -> None:
+    times(Path("m/cats.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    served.unload("cats")
+    served.load("cats")
+    times(Path("m/cats.xml"), 3)
+    look_twice(served)
+    assert factor(served, "cats") == 3  # which is followed again
+    assert {row["state"] for row in served.index()} == {"READY"}
+    served.unload("cats")
+    Path("m/cats.xml").unlink()
+    Path("m/cats.bin").unlink()
+    look_twice(served)
+    assert [row["name"] for row in served.index()] == ["dogs"]
+    times(Path("m/cats.xml"), 4)
+    look_twice(served)
+    assert factor(served, "cats") == 4
+
+
 def test_requests_load_and_unload_by_tritons_protocol(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, setting: Callable[..., None]
 ) -> None:
@@ -554,6 +574,27 @@ def test_what_is_gone_or_good_again_is_not_said_to_be_refused(serve: Serve) -> N
     Path("good").rename("m/cats/1")
     served.load("cats")
     assert factor(served, "cats") == 1
+
+
+@pytest.mark.parametrize("unloads", [False, True])
+def test_of_a_model_that_is_gone_no_refused_version_is_left(serve: Serve, unloads: bool) -> None:
+    times(Path("m/cats/1/model.xml"), 1)
+    times(Path("m/dogs.xml"), 2)
+    served = serve("--model-dir", "m")
+    Path("m/cats/2").mkdir()
+    Path("m/cats/2/model.xml").write_text("text")
+    look_twice(served)
+    assert [(row["version"], row["state"]) for row in served.index() if row["name"] == "cats"] == [
+        ("1", "READY"),
+        ("2", "UNAVAILABLE"),
+    ]
+    if unloads:
+        served.unload("cats")
+    else:
+        shutil.rmtree("m/cats")
+        look_twice(served)
+    left = [row for row in served.index() if row["name"] == "cats"]
+    assert left == ([{"name": "cats", "state": "UNAVAILABLE", "reason": "unloaded"}] if unloads else [])
 
 
 def test_loading_one_with_broken_settings_fails(serve: Serve) -> None:
