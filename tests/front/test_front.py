@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import socket
 import sys
 import threading
@@ -320,7 +321,11 @@ def test_pages_neither_wait_behind_predictions_nor_take_all_that_come() -> None:
         assert fake.ask(request("/docs")).status == 200
         with fake.raw() as many:
             answers = []
-            others = [fake.raw().send(request("/docs") * 10) for _ in range(8)]
+            others = [fake.raw() for _ in range(8)]
+            fake.signal(signal.SIGSTOP)  # so that it finds all of them at once
+            for raw in others:
+                raw.send(request("/docs") * 10)
+            fake.signal(signal.SIGCONT)
             assert many.send(request()).answer()
             for raw in others:
                 answers += [raw.answer() for _ in range(10)]
