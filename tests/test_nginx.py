@@ -65,7 +65,7 @@ def test_a_server_of_two_that_is_killed_loses_no_request(before: Callable[..., P
     """Neither those that it had, pictures that were too large for nginx's memory among them, nor those that come."""
     found, stopped = Counter[int](), threading.Event()
     large = PIXEL + bytes(1_500_000)
-    with FakeServer() as dying, FakeServer() as living:
+    with FakeServer("--timeout", "300") as dying, FakeServer() as living:  # the first answers nothing itself
         port = before(dying.port, living.port).port
 
         def client(data: bytes) -> None:

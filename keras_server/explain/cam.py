@@ -112,8 +112,8 @@ def heat_function(keras_model: Any, spec: Spec, output: int) -> Any:
 
     try:
         return explain.get_concrete_function()
-    except Unexplainable:
-        raise
+    except Unexplainable:  # in whose sentence TensorFlow has put where in the code it was raised
+        raise Unexplainable(nothing) from None
     except Exception as error:  # noqa: BLE001 - a layer that takes no batch of one, an operation without a gradient
         raise Unexplainable(f"The heat maps of {name} cannot be computed ({reason_of(error)}).") from None
 

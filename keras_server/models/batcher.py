@@ -151,7 +151,12 @@ class Batcher:
             if self.jobs and self.idle:
                 self.changed.notify()
         if batch is not None:
-            self.end(batch)
+            try:
+                self.end(batch)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise ModelDied from error
         if not job.finished.wait(job.ticket.left if job.ticket else None):
             raise Overdue
         if job.error:

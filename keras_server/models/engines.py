@@ -115,11 +115,10 @@ class OpenVINOEngine:
         try:
             alone = len(self.free) == self.lanes - 1 and len(inputs[0]) == 1
             request = self.all_threads if alone else lane
-            for number, array in enumerate(inputs):  # in a small model's time twice as fast as infer(inputs)
-                shared = np.require(
-                    array, self.types[number], ["C", "W"]
-                )  # as a tensor has to be that shares its memory
-                request.set_input_tensor(number, self.tensor(shared, shared_memory=True))
+            # As a tensor has to be that shares an array's memory, which lives as long as this list.
+            shared = [np.require(array, kind, ["C", "W"]) for array, kind in zip(inputs, self.types, strict=True)]
+            for number, array in enumerate(shared):  # in a small model's time twice as fast as infer(inputs)
+                request.set_input_tensor(number, self.tensor(array, shared_memory=True))
             return [plain(output) for output in request.infer().to_tuple()]
         finally:
             self.free.append(lane)

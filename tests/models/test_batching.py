@@ -333,7 +333,7 @@ def test_a_thread_that_dies_of_its_own_rows_ends_the_model(bench: Bench) -> None
     bench.engine.poison = Unexpected
     answers = [bench.busy(-1), bench.ask(1)]
     bench.go()
-    assert [type(answer.exception(20)) for answer in answers] == [Unexpected, ModelDied]
+    assert [type(answer.exception(20)) for answer in answers] == [ModelDied, ModelDied]
     assert died.is_set()
     assert bench.batcher.dead
     assert not bench.batcher.busy

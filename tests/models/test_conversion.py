@@ -672,6 +672,15 @@ def test_an_engine_takes_arrays_as_requests_bring_them_and_leaves_them_as_they_a
         np.testing.assert_array_equal(array, before)
 
 
+def test_an_engine_of_many_inputs_takes_those_that_it_has_to_copy() -> None:
+    import tiny_models
+
+    engine = OpenVINOEngine(convert(tiny_models.many()), "float32", 1, 8)
+    arrays = [np.frombuffer(np.full((2, 1), number, np.float32).tobytes(), np.float32) for number in range(12)]
+    outputs = engine([array.reshape(2, 1) for array in arrays])
+    assert [output[:, 0].tolist() for output in outputs] == [[n * (n + 1.0)] * 2 for n in range(12)]
+
+
 @pytest.mark.parametrize(("rows", "computed"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
 def test_jax_computes_powers_of_two_only_and_gives_back_the_rows_that_were_asked(rows: int, computed: int) -> None:
     """JAX itself is not here: this is what it would be asked, since it compiles each size anew."""
