@@ -116,6 +116,7 @@ def test_it_ends_in_time_while_a_new_model_is_converted(start: Start, tmp_path: 
     wait_until(lambda: not is_running(pid))
 
 
+@pytest.mark.usefixtures("without_nohup")
 def test_a_hangup_while_it_loads_asks_for_a_look(start: Start, tmp_path: Path) -> None:
     pid, options = slow_models(tmp_path)
     shutil.copy(BUNDLED, tmp_path / "m" / "dogs.keras")
