@@ -27,7 +27,7 @@ TRAINED_WITH = {
 }
 PREPROCESS_OF = {name: mode for mode, names in TRAINED_WITH.items() for name in names.split()}
 
-WEIGHTS = "https://storage.googleapis.com/tensorflow/keras-applications/"  # where Keras fetches all of them
+WEIGHTS = "https://storage.googleapis.com/tensorflow/keras-applications/"  # where Keras fetches nearly all
 PATIENCE = 3.0  # seconds for an answer from there
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from keras_server.telemetry import ModelMetrics
 from keras_server.ticket import TICKET
 
+QUICK = 0.001  # seconds for rows below which handing them to another thread would cost about as much
 LATELY = 1.0  # seconds since the last short job: more are expected
 RECENT = 0.2  # the part of the last batch in the pace
-QUICK = 0.001  # seconds for rows below which handing them to another thread would cost about as much
 STRETCH = 0.02  # seconds that a lane then computes rows of long jobs at a stretch, about; a short job takes no longer
 
 Compute = Callable[[list[np.ndarray]], list[np.ndarray]]  # an array for each input to one for each output
@@ -116,7 +116,7 @@ class Batcher:
         """Take no more rows; the threads end once what waits is computed."""
         with self.changed:
             self.closed = True
-            self.changed.notify_all()
+            self.wake()
 
     def busy_seconds(self) -> float:
         """Return for how long the slowest batch is being computed already."""
@@ -148,8 +148,7 @@ class Batcher:
             if not job.long:
                 self.short = job.since
             batch = self.begin() if leads else None
-            if self.jobs and self.idle:
-                self.changed.notify()
+            self.wake()
         if batch is not None:
             try:
                 self.end(batch)
@@ -172,8 +171,7 @@ class Batcher:
                         return
                     self.changed.wait()
                 batch = self.begin()
-                if self.jobs and self.idle:
-                    self.changed.notify()
+                self.wake()
             self.end(batch)
 
     @property
@@ -202,10 +200,14 @@ class Batcher:
         finally:
             with self.changed:
                 del self.busy[threading.get_ident()]
-                if self.closed:  # all are to end
-                    self.changed.notify_all()
-                elif self.jobs:
-                    self.changed.notify()
+                self.wake()
+
+    def wake(self) -> None:
+        """Have one of the model's threads compute what waits, where a lane is idle; once closed all look, and end."""
+        if self.closed:
+            self.changed.notify_all()
+        elif self.jobs and self.idle:
+            self.changed.notify()
 
     def is_long(self, rows: int) -> bool:
         """Whether a job of so many rows holds up others: several that take longer than a stretch."""
