@@ -440,7 +440,11 @@ def test_a_busy_server_is_asked_again(visit: Visit, site: str) -> None:
         (lambda route: route.abort(), "The server cannot be reached", True),
         (answer(413, "<h1>413</h1>"), "A proxy before the server refused the size: send a smaller picture", False),
         (answer(502, "<h1>Bad gateway</h1>", Retry_After="0"), "A proxy before the server got no answer from it", True),
-        (answer(503, "<h1>503</h1>", Retry_After="0"), "A proxy before the server has none to ask just now", True),
+        (
+            answer(503, "<h1>503</h1>", Retry_After="0"),
+            "A proxy before the server has none to ask just now: try again",
+            True,
+        ),
         (answer(504, "<h1>504</h1>", Retry_After="0"), "A proxy before the server did not wait for its answer", True),
         (answer(520, "<h1>520</h1>", Retry_After="0"), "The answer 520 is no JSON", True),
         (answer(413, {"success": False, "error": "Too large."}), "Too large.", False),

@@ -4,7 +4,6 @@ import contextlib
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import requests
 from fakes import PIXEL, PREDICT, FakeServer, post, request, wait_until
 
 import run_keras_server as server
-from keras_server.front import lanes
 
 CHUNKED = PREDICT + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(PIXEL), PIXEL)
@@ -456,14 +454,3 @@ def test_a_client_may_end_its_half_of_the_connection_after_a_get(fake: FakeServe
     fake.tell("go")
     assert raws[0].answer()
     raws[0].close()
-
-
-def test_an_app_that_would_end_its_thread_is_answered_for_and_the_thread_goes_on(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def app(_environ: object, _start: object) -> list[bytes]:
-        sys.exit("as somebody's own code may")
-
-    monkeypatch.setattr(lanes.log, "propagate", True)
-    assert lanes.run(app, {}) is None  # for which the front answers 500
-    assert "SystemExit: as somebody's own code may" in caplog.text

@@ -1,6 +1,7 @@
 """HTTP by the byte where no server is needed: both sides of each limit, what fields become, and what an answer says."""
 
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from keras_server.front import limits
+from keras_server.front import lanes, limits
 from keras_server.front.http import Head, Refusal, read_body, read_head, render
 from keras_server.front.lanes import run
 from keras_server.front.reader import Reader
@@ -170,3 +171,14 @@ def test_an_app_is_called_as_wsgi_has_it(fails: bool) -> None:
 
     assert run(app, {}) == (None if fails else ("500 No", [("C", "d")], b"the whole"))
     assert body.closed
+
+
+def test_an_app_that_would_end_its_thread_is_answered_for_and_the_thread_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def app(_environ: object, _start: object) -> list[bytes]:
+        sys.exit("as somebody's own code may")
+
+    monkeypatch.setattr(lanes.log, "propagate", True)
+    assert run(app, {}) is None  # for which the front answers 500
+    assert "SystemExit: as somebody's own code may" in caplog.text

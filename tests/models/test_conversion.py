@@ -255,7 +255,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "group normalization": lambda k: functional(k, k.layers.Conv2D(4, 3), k.layers.GroupNormalization(2), k.layers.Flatten(), k.layers.Dense(2)),
     "time distributed": lambda k: functional(k, k.layers.TimeDistributed(k.layers.Dense(4)), k.layers.LSTM(3), shape=(5, 6)),
     "masked time distributed": lambda k: functional(k, k.layers.Masking(), k.layers.LSTM(4, return_sequences=True), k.layers.TimeDistributed(k.layers.Dense(2)), shape=(None, 3)),
-    "bidirectional": lambda k: functional(k, k.layers.Embedding(30, 4, mask_zero=True), k.layers.Bidirectional(k.layers.GRU(3)), k.layers.Dense(2), shape=(9,), dtype="int32"),
+    "bidirectional": lambda k: functional(k, k.layers.Embedding(30, 4, mask_zero=True), k.layers.Bidirectional(k.layers.GRU(3)), k.layers.Dense(2), shape=(None,), dtype="int32"),
     "convolutional lstm": lambda k: functional(k, k.layers.ConvLSTM2D(2, 3), k.layers.GlobalAveragePooling2D(), shape=(4, 8, 8, 3)),
     "silu": lambda k: functional(k, k.layers.Conv2D(4, 3, activation="silu"), k.layers.GlobalAveragePooling2D(), k.layers.Dense(3, "softmax")),
     "gelu": lambda k: functional(k, k.layers.Dense(4, "gelu"), k.layers.Dense(2, "mish"), shape=(5,)),
