@@ -98,6 +98,13 @@ class Raw:
             assert json.loads(body)["error"]
         return Answer(status, headers, body)
 
+    def expect(self, status: int) -> Answer:
+        """Read one answer, which has to come and to have this status."""
+        answer = self.answer()
+        assert answer
+        assert answer.status == status
+        return answer
+
     def ended(self) -> bool:
         """Whether the server has closed the connection; waits for it."""
         try:

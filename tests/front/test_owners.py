@@ -57,9 +57,7 @@ def test_an_address_with_too_many_connections_is_told_so() -> None:
         fake.wait(connections=3)
         wait_until(lambda: fake.tell()["bodies"] == 3)
         with Raw(fake.port, address=own) as fourth:
-            answer = fourth.answer()
-            assert answer
-            assert answer.status == 429
+            answer = fourth.expect(429)
             assert answer.json["error"].startswith("This address has 3 connections")
             assert fourth.ended()
         assert fake.ask(request()).status == 200  # others
@@ -79,9 +77,7 @@ def test_zero_is_any_number_of_connections() -> None:
     with FakeServer("--host", "0.0.0.0", "--connections-per-address", "0") as fake:
         raws = [Raw(fake.port, address=own) for _ in range(3)]
         for raw in raws:
-            answer = raw.send(request()).answer()
-            assert answer
-            assert answer.status == 200
+            raw.send(request()).expect(200)
             raw.close()
 
 
@@ -94,9 +90,7 @@ def test_what_is_told_to_one_too_many_reaches_it_though_it_has_sent_a_request_al
         fake.signal(signal.SIGSTOP)  # so that the request is there when its connection is taken
         with Raw(fake.port, address=own).send(post()) as second:
             fake.signal(signal.SIGCONT)
-            answer = second.answer()
-            assert answer
-            assert answer.status == 429
+            second.expect(429)
             assert second.ended()
             assert not second.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of a reset
 
@@ -108,9 +102,7 @@ def test_the_connections_of_a_proxy_are_those_of_many() -> None:
         for number, raw in enumerate(raws):
             raw.send(request(X_Forwarded_For=f"203.0.113.{number}"))
         for raw in raws:
-            answer = raw.answer()
-            assert answer
-            assert answer.status == 200
+            raw.expect(200)
             raw.close()
 
 
@@ -131,13 +123,9 @@ def test_a_client_behind_a_proxy_has_so_many_requests_under_way() -> None:
                 assert fake.ask(request(X_Forwarded_For=forwarded)).status == 200
         fake.tell("go")
         for raw, rest in ((computing, b""), (sending, PIXEL)):
-            answer = raw.send(rest).answer()
-            assert answer
-            assert answer.status == 200
+            raw.send(rest).expect(200)
         for _ in range(5):  # on a connection that is kept, one after the other
-            answer = computing.send(request(X_Forwarded_For="203.0.113.7")).answer()
-            assert answer
-            assert answer.status == 200
+            computing.send(request(X_Forwarded_For="203.0.113.7")).expect(200)
         computing.close()
         sending.close()
 
