@@ -63,12 +63,13 @@ def read_request(schema: type[T]) -> tuple[T, memoryview]:
 def check_names(requested: Iterable[str]) -> None:
     """Raise TensorError unless the names are those of the model's inputs."""
     names, requested = [tensor.name for tensor in current_model().spec.inputs], [*requested]
-    for name in names:
-        if name not in requested:
-            raise TensorError(f"The input {name} is missing: {current_model().spec.name} takes {', '.join(names)}.")
+    takes = f"the model {current_model().spec.name} takes {', '.join(names)}"
     for name in requested:
         if name not in names:
-            raise TensorError(f"There is no input {short(name)}: {current_model().spec.name} takes {', '.join(names)}.")
+            raise TensorError(f"There is no input {short(name)}: {takes}.")
+    for name in names:
+        if name not in requested:
+            raise TensorError(f"The input {name} is missing: {takes}.")
 
 
 def check_rows(count: int) -> None:

@@ -27,7 +27,7 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.parsing import ABSENT, SMALL, Counts, is_list, kind_of, read_large, read_object, read_small
+from keras_server.api.parsing import ABSENT, LONGEST, Counts, is_list, kind_of, read_large, read_object, read_small
 from keras_server.api.tensors import (
     DATATYPES,
     JSON_TYPES,
@@ -122,7 +122,7 @@ def read_items(raw: msgspec.Raw, key: str) -> list[Item]:
     try:
         return msgspec.json.decode(text, type=list[Item])
     except msgspec.ValidationError:
-        for each in msgspec.json.decode(text, type=list[msgspec.Raw]) if len(text) < SMALL else ():
+        for each in msgspec.json.decode(text, type=list[msgspec.Raw]) if len(text) < LONGEST else ():
             if kind_of(each) != JSON_TYPES[dict]:
                 raise TensorError(f"Each of '{key}' has to be an object, and {kind_of(each)} came.") from None
         raise TensorError(f"The name of each of '{key}' has to be text, and null came.") from None
@@ -169,6 +169,7 @@ def from_input(item: Item, memory: memoryview | None, tensor: Tensor) -> np.ndar
         check_rows(len(files))
         return np.concatenate([from_image(file, number) for number, file in enumerate(files)])
     check_header(shape, datatype, tensor)
+    check_rows(shape[0])  # before the work of reading them
     size = math.prod(shape)
     if memory is not None:
         return from_memory(memory, shape, tensor)

@@ -19,7 +19,8 @@ from keras_server.api.tensors import JSON_TYPES, TensorError
 
 T = TypeVar("T", bound=msgspec.Struct)
 ABSENT = msgspec.Raw(b"")
-SMALL = 65_536  # bytes of text that are checked, and become objects uncounted, without a turn
+SMALL = 4096  # bytes of text that are checked, and become objects uncounted, without a turn
+LONGEST = 65_536  # bytes of a field that no client makes long
 # Nanoseconds for each byte of a text that is checked, whose marks are counted, and that is made objects of.
 CHECKED, COUNTED, MADE = 10, 1, 40
 STARTS = {b"{": dict, b"[": list, b'"': str, b"t": bool, b"f": bool}
@@ -76,8 +77,8 @@ def read_small(raw: msgspec.Raw, default: Any, what: str) -> Any:
     """Return the value of a field that no client makes long. Raises TensorError for one that is."""
     if raw == ABSENT:
         return default
-    if len(text := memoryview(raw)) > SMALL:
-        raise TensorError(f"{what} is longer than {SMALL:,} bytes.")
+    if len(text := memoryview(raw)) > LONGEST:
+        raise TensorError(f"{what} is longer than {LONGEST:,} bytes.")
     return read(text)
 
 
@@ -105,7 +106,7 @@ class Counts(NamedTuple):
 def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> Any:
     """Return the value of a field, for whose objects the request is charged.
 
-    Raises TensorError where what it has does not fit, before anything is made of it, else as charge().
+    Raises TensorError where what it has does not fit, before anything is made of it, else as fits() or charge().
     """
     text = memoryview(raw)
     if len(text) <= SMALL:

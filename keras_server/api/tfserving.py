@@ -77,20 +77,22 @@ def decode_v1(request: Request) -> Arrays:
 
 
 def fits(counts: Counts) -> bool:
-    """Return whether rows for the model can have so many values and lists; encoded images count as one value each."""
+    """Return whether rows for the model can have so many values and lists; encoded images count as one value each.
+
+    Raises as check_rows() for so many rows.
+    """
     rows, inputs = current_settings().queue_size, current_model().spec.inputs
     if any(tensor.dtype == "string" or None in tensor.shape for tensor in inputs):
         return True  # the charge is all that limits them
-    encoded = min(counts.objects, rows * len(inputs))
+    encoded = min(counts.objects, rows * len(inputs)) if current_model().spec.image else 0
     values = sum(math.prod(length or 0 for length in tensor.shape) for tensor in inputs)
     lists = sum(lists_in(tensor.shape) for tensor in inputs)
     least, most = (counts.values - encoded) // values, counts.values // values + 1  # rows
     beside = 1 + len(inputs)
-    return (
-        least <= rows
-        and least * lists <= counts.lists <= most * lists + beside
-        and counts.objects <= 1 + rows * (1 + len(inputs))
-    )
+    if not least * lists <= counts.lists <= most * lists + beside:
+        return False
+    check_rows(least)
+    return counts.objects <= 1 + rows * (1 + len(inputs))
 
 
 def from_column(column: Any, tensor: Tensor) -> np.ndarray:

@@ -10,6 +10,8 @@ import pytest
 import tiny_models
 from flask.testing import FlaskClient
 
+import run_keras_server as server
+from keras_server.api import parsing
 from keras_server.api.parsing import Counts, read_small
 from keras_server.api.tensors import TensorError
 
@@ -87,6 +89,58 @@ def test_more_inputs_than_any_model_has_are_not_listed(tabular: FlaskClient) -> 
     status, peak, sentence = peak_of(tabular, "/v2/models/tabular/infer", text)
     assert (status, sentence) == (400, "'inputs' has more than 20 objects: send only those that the model has.")
     assert peak < 4 * len(text)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The texts of JSON that became objects."""
+    texts: list[bytes] = []
+    read = parsing.read
+    monkeypatch.setattr(parsing, "read", lambda text: (texts.append(bytes(text)), read(text))[1])
+    return texts
+
+
+def rows_of(count: int) -> list[dict[str, list[float]]]:
+    return [{"age": [n], "sizes": [n, 2, 3]} for n in range(count)]
+
+
+def columns_of(count: int) -> list[dict[str, object]]:
+    age = {"name": "age", "datatype": "FP32", "shape": [count, 1], "data": [*range(count)]}
+    return [age, {"name": "sizes", "datatype": "FP32", "shape": [count, 3], "data": [*range(3 * count)]}]
+
+
+@pytest.mark.parametrize("fill", ["{},", "[],", "0,", '"",', "[1],"])
+def test_texts_of_some_kilobytes_are_counted_and_shorter_ones_made(
+    tabular: FlaskClient, made: list[bytes], fill: str
+) -> None:
+    for size in 4096, 4097:
+        text = "[" + fill * ((size - 3) // len(fill)) + "0]"
+        made.clear()
+        answer = tabular.post("/v1/models/tabular:predict", data=f'{{"instances": {text.ljust(size - 1)}}}')
+        assert answer.status_code == 400
+        padded = text[:-1].ljust(size - 1) + "]"
+        assert tabular.post("/v1/models/tabular:predict", data=f'{{"instances": {padded}}}').status_code == 400
+        assert [len(each) for each in made if len(each) == size] == ([size] if size == 4096 else [])
+
+
+@pytest.mark.parametrize("count", [128, 129, 2000])
+def test_rows_that_find_no_place_become_no_objects(
+    tabular: FlaskClient, made: list[bytes], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """More than queue_size, or just now."""
+    for path, body in (
+        ("/v1/models/tabular:predict", {"instances": rows_of(count)}),
+        ("/v2/models/tabular/infer", {"inputs": columns_of(count)}),
+    ):
+        for waiting in 0, 1:
+            monkeypatch.setattr(server.app.current_model().batcher, "waiting", waiting)
+            made.clear()
+            answer = tabular.post(path, json=body)
+            expected = 400 if count > 128 else 503 if waiting else 200
+            assert answer.status_code == expected, answer.text
+            assert max(map(len, made), default=0) < (100 if expected != 200 else 1e9)
+            if expected == 400:
+                assert answer.json["error"] == f"There are {count} rows: send 1 to 128 at once."
 
 
 def test_many_rows_that_fit_are_computed(tabular: FlaskClient) -> None:

@@ -366,7 +366,7 @@ def test_a_model_that_only_predicts_is_enough(client: FlaskClient, model: FakeMo
         ({"instances": {}}, "'instances' has to be a list, and an object came"),
         ({"instances": [[1, 2]]}, "A row for tabular has to be an object, and a list came"),
         ({"instances": []}, "lists of shape [0] came"),
-        ({"instances": [{"age": [1]}]}, "sizes is missing: tabular takes age, sizes"),
+        ({"instances": [{"age": [1]}]}, "The input sizes is missing: the model tabular takes age, sizes."),
         ({"instances": [{"age": [1], "sizes": [1, 2, 3], "hat": 1}]}, 'no input "hat"'),
         ({"instances": [{"age": 1, "sizes": [1, 2, 3]}]}, "FP32 of shape [-1, 1], and lists of shape [1] came"),
         ({"instances": [{"age": [[1]], "sizes": [1, 2, 3]}]}, "[-1, 1], and lists of shape [1, 1, 1] came"),
@@ -393,7 +393,7 @@ def test_requests_of_v1_that_do_not_fit(tabular: FlaskClient, body: Any, sentenc
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"name": "hat"}, "The input age is missing: tabular takes age, sizes"),
+        ({"name": "hat"}, 'There is no input "hat": the model tabular takes age, sizes.'),
         ({"name": 1}, "The name of each of 'inputs' has to be text, and 1 came"),
         ({"name": "sizes"}, "age is missing"),
         ({"datatype": "FP64"}, 'FP32 of shape [-1, 1], and "FP64" of shape [2, 1] came'),
@@ -431,7 +431,7 @@ def test_inputs_of_v2_that_do_not_fit(tabular: FlaskClient, change: dict[str, An
         ({"inputs": []}, "age is missing"),
         ({"inputs": [1]}, "Each of 'inputs' has to be an object, and 1 came"),
         ({"inputs": 2 * [tensor("age", [[1]]), tensor("sizes", [[1, 2, 3]])]}, "twice"),
-        ({"inputs": [*tabular_inputs(), tensor("hat", [[1]])]}, 'no input "hat": tabular takes age, sizes'),
+        ({"inputs": [*tabular_inputs(), tensor("hat", [[1]])]}, 'no input "hat": the model tabular takes age, sizes'),
         ({"outputs": [{"name": "hat"}]}, 'no output "hat": tabular has price, risk'),
         ({"outputs": [{}]}, "The name of each of 'outputs' has to be text, and null came"),
         ({"outputs": [{"name": "risk", "parameters": {"classification": -1}}]}, "natural number"),
