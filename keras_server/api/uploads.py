@@ -10,7 +10,6 @@ from typing import NamedTuple, NoReturn
 import flask
 import msgspec
 import numpy as np
-from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
@@ -30,11 +29,14 @@ JSON = re.compile(r"(application|text)/([^/]+\+)?json")
 FORM = re.compile(rb"(?i)--[^\r\n]{1,200}\r?\ncontent-disposition: *form-data")
 # Also as some clients misspell it: without the semicolon, or with spaces beside the equals sign.
 BOUNDARY = re.compile(r'(?i)\bboundary *= *"?([^";,]+)')
+BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")  # between the head of a part and its content
 PIXEL = 32  # bytes of a row for each, at most: four channels of float32, alone and in the batch of all
-MOST_PARTS = 1000  # of a form
+OTHER_PARTS = 32  # that a form may have beside as many images as there may be
+HEAD_BYTES = 4096  # of a part of a form
 PREPARED = 12  # nanoseconds for each pixel of a picture that is decoded and made a row for the model
 LOOKED = 15  # nanoseconds for each byte of a picture that is looked at
-DIVIDED = 15  # nanoseconds for each byte of a form that is divided into its parts
+DIVIDED = 15  # nanoseconds for each byte of a form that is divided into its parts,
+HEADED = 350  # and for each byte of their heads
 
 
 class Part(NamedTuple):
@@ -137,7 +139,8 @@ def read_parts(data: bytes) -> list[Part]:
     spelled = BOUNDARY.search(flask.request.content_type or "")
     named = flask.request.mimetype_params.get("boundary") or (spelled[1].strip() if spelled else "")
     boundary = named.encode("latin-1", "replace")
-    divided = boundary and re.search(rb"--" + re.escape(boundary) + rb"(--)?[ \t]*(\r?\n|$)", data)
+    delimiter = re.compile(rb"--" + re.escape(boundary) + rb"(--)?[^\S\r\n]*(\r?\n|\r|$)")
+    divided = boundary and delimiter.search(data)
     if not divided and begins_as_picture(data):
         flask.abort(400, "The body is a picture, and its Content-Type says that it is a form: say image/jpeg there.")
     if not boundary:
@@ -148,13 +151,31 @@ def read_parts(data: bytes) -> list[Part]:
         flask.abort(400, f"The form is not divided by the boundary that its Content-Type names: {ITSELF}.")
     if b"--" + boundary + b"--" not in data:
         flask.abort(400, "The form breaks off: its closing boundary is missing. Send it once more.")
-    with turn(DIVIDED * len(data)):  # or the event loop waits for many threads
+    nanoseconds = DIVIDED * len(data) + HEADED * bytes_of_heads(data, delimiter)
+    with turn(nanoseconds):  # or the event loop waits for many threads
         return divide(data, boundary)
 
 
+def bytes_of_heads(data: bytes, delimiter: re.Pattern[bytes]) -> int:
+    """Return how many bytes of a form are heads of its parts. Aborts where these are too many, or too long."""
+    images, size = current_settings().queue_size, 0
+    most = images + OTHER_PARTS
+    for number, each in enumerate(delimiter.finditer(data)):
+        if each[1]:
+            break
+        if number == most:
+            flask.abort(400, f"The form has too many fields, over {most}: send at most {images} images at once.")
+        end = min(each.end() + HEAD_BYTES, len(data))
+        blank = BLANK_LINE.search(data, each.end(), end)
+        if not blank and end < len(data):
+            flask.abort(400, f"A part of the form has a head of more than {HEAD_BYTES:,} bytes: {ITSELF}.")
+        size += (blank.end() if blank else end) - each.end()
+    return size
+
+
 def divide(data: bytes, boundary: bytes) -> list[Part]:
-    """Return the parts of a form that has its boundaries. Aborts for too many."""
-    decoder, parts = MultipartDecoder(boundary, max_parts=MOST_PARTS), list[Part]()
+    """Return the parts of a form that has its boundaries."""
+    decoder, parts = MultipartDecoder(boundary), list[Part]()
     decoder.receive_data(data)
     decoder.receive_data(None)
     pieces: list[bytes] = []
@@ -171,9 +192,6 @@ def divide(data: bytes, boundary: bytes) -> list[Part]:
         raise
     except ValueError:
         flask.abort(400, f"The form cannot be read: {HOW}.")
-    except RequestEntityTooLarge:
-        most = current_settings().queue_size
-        flask.abort(400, f"The form has too many fields, over {MOST_PARTS}: send at most {most} images at once.")
     return parts
 
 

@@ -100,10 +100,12 @@ def test_the_app_itself_has_the_limit_under_another_server(client: FlaskClient, 
     ("status", "error", "form"),
     [
         (400, "5 images: send at most 4", {"image": [(io.BytesIO(PIXEL), "a.png") for _ in range(5)]}),
-        (400, "no image among the form's fields", {"a": ["b"] * 100}),
-        (400, "100 images: send at most 4", {"a": [(io.BytesIO(b""), "a") for _ in range(100)]}),
+        (400, "no image among the form's fields", {"a": ["b"] * 36}),
+        (400, "36 images: send at most 4", {"a": [(io.BytesIO(b""), "a") for _ in range(36)]}),
         (400, "no image among the form's fields", {"a": "b" * 600_000}),
-        (400, "too many fields", {"a": ["b"] * 1001}),
+        (400, "too many fields, over 36: send at most 4 images", {"a": ["b"] * 37}),
+        (400, "no image among the form's fields", {"a" * 4053: ["b"]}),  # in a head of 4,096 bytes
+        (400, "a head of more than 4,096 bytes", {"a" * 4054: ["b"]}),
     ],
 )
 def test_the_parts_of_a_form_are_bounded(
