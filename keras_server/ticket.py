@@ -24,6 +24,7 @@ DESCRIBED = {  # headers that describe() reads, and what WSGI calls them
     "x-forwarded-for": "HTTP_X_FORWARDED_FOR",
     "traceparent": "HTTP_TRACEPARENT",
 }
+LOOK_SECONDS = 0.02  # between two looks at which clients have left, where others want their places
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)  # the front's sockets never block anyway
 
 

@@ -248,11 +248,12 @@ class Connection:
     def linger(self) -> None:
         """Read away what the client still sends: closed at once, the kernel would take the answer back with a reset."""
         self.socket.shutdown(socket.SHUT_WR)
-        until = time.monotonic() + limits.LINGER_SECONDS
-        while time.monotonic() < until:
-            self.reader.until = min(until, time.monotonic() + limits.SILENT_SECONDS)
+        ended = now = time.monotonic()
+        while now < (until := ended + (limits.SILENT_SECONDS if self.front.closing else limits.LINGER_SECONDS)):
+            self.reader.until = min(until, now + limits.SILENT_SECONDS)
             if not self.reader.readinto(AWAY):
                 break
+            now = time.monotonic()
 
     def hang_up(self) -> None:
         """Let the greenlet see the connection's end, as if the client had ended; called by others than it."""

@@ -7,6 +7,7 @@ import io
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from wsgiref.types import WSGIApplication
@@ -16,7 +17,7 @@ from gevent.event import Event
 
 from keras_server.errors import Headers
 from keras_server.front.http import Answer
-from keras_server.ticket import Ticket
+from keras_server.ticket import LOOK_SECONDS, Ticket
 
 log = logging.getLogger("keras_server")
 
@@ -45,10 +46,13 @@ class Lane:
         self.running = 0  # requests that have one
         self.works: set[Work] = set()  # requests whose clients wait
         self.used = 0.0  # when it was asked for last
+        self.looked = 0.0  # when it was looked which clients have left
 
     @property
     def full(self) -> bool:
-        """Whether no more requests are taken."""
+        """Whether no more requests are taken, even once those have gone that their clients have left."""
+        if len(self.works) >= self.limit and time.monotonic() > self.looked + LOOK_SECONDS:
+            self.give_up_abandoned()
         return len(self.works) >= self.limit
 
     def compute(self, environ: dict[str, object], body: bytes, ticket: Ticket) -> Work:
@@ -81,8 +85,10 @@ class Lane:
 
     def give_up_abandoned(self) -> None:
         """End what clients have left: it would keep its place and its memory until a thread takes it."""
+        self.looked = time.monotonic()
         for work in [*self.works]:
             if work.ticket.client_left():
+                self.works.discard(work)
                 work.ended.set()
 
     def run_all(self) -> None:

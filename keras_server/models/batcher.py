@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_server.telemetry import ModelMetrics
-from keras_server.ticket import TICKET
+from keras_server.ticket import LOOK_SECONDS, TICKET
 
 QUICK = 0.001  # seconds for rows below which handing them to another thread would cost about as much
 LATELY = 1.0  # seconds since the last short job: more are expected
@@ -104,6 +104,7 @@ class Batcher:
         self.least = math.inf  # seconds that a batch has taken
         self.pace = 0.0  # seconds that a lane took for each further row of a batch, lately
         self.short = -math.inf  # when the last short job came
+        self.looked = 0.0  # when it was looked for what nobody waits for
         self.busy: dict[int, float] = {}  # threads that compute, one a lane, since when
         self.dead = self.closed = False
         self.on_death: Callable[[], None] = lambda: None
@@ -125,9 +126,27 @@ class Batcher:
 
     def check_room(self, rows: int) -> None:
         """Raise QueueFull where so many more rows find no place, also before work is spent on making them."""
+        if self.has_room(rows):
+            return
+        with self.changed:
+            if time.monotonic() > self.looked + LOOK_SECONDS:
+                self.looked = time.monotonic()
+                self.jobs = deque(job for job in self.jobs if not self.is_left(job))
+            if not self.has_room(rows):
+                raise QueueFull
+
+    def has_room(self, rows: int) -> bool:
+        """Whether so many more rows find a place."""
         long = self.waiting_long
-        if rows + (long if self.is_long(rows) else self.waiting - long) > self.queue_size:
-            raise QueueFull
+        return rows + (long if self.is_long(rows) else self.waiting - long) <= self.queue_size
+
+    def is_left(self, job: Job) -> bool:
+        """Whether nobody waits for a job of the queue any more; its rows then take no place."""
+        left = job.finished.is_set() or bool(job.ticket and job.ticket.over)
+        if left:
+            self.count(job, job.taken - job.rows)
+            job.finish(Overdue())
+        return left
 
     def compute(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Return the model's outputs for its inputs, all with the same first axis.
@@ -240,9 +259,7 @@ class Batcher:
             stretch = max(1, int(STRETCH / self.pace))
         while self.jobs and room:
             job = self.jobs.popleft()
-            if job.finished.is_set() or (job.ticket and job.ticket.over):
-                self.count(job, job.taken - job.rows)
-                job.finish(Overdue())
+            if self.is_left(job):
                 continue
             rows = min(share, room, job.rows - job.taken, stretch if job.long else room)
             if not rows or (batch and job.kind != batch[0][0].kind):

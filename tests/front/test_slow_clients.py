@@ -123,6 +123,27 @@ def test_a_client_that_sends_without_end_is_cut_and_others_are_served() -> None:
         assert stopped.wait(20)
 
 
+def test_who_goes_on_sending_after_the_answer_does_not_keep_a_server_that_stops() -> None:
+    options = ("--timeout", "200")  # which is the last that a server waits for
+    with FakeServer(*options, SILENT_SECONDS=1, LINGER_SECONDS=200, KEPT_SECONDS=0.1) as fake, fake.raw() as raw:
+        raw.send(post(Connection="close")).expect(200)
+        stopped = threading.Event()
+
+        def dribble() -> None:
+            with contextlib.suppress(OSError):
+                while not stopped.wait(0.1):
+                    raw.send(b"a")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        time.sleep(1.5)  # longer than one that says nothing is listened to
+        assert fake.tell()["connections"] == 1
+        fake.signal(signal.SIGTERM)
+        assert fake.popen.wait(60) == 0
+        stopped.set()
+        thread.join()
+
+
 def test_where_there_is_no_room_the_longest_silent_connection_gives_way() -> None:
     with FakeServer(files=200) as fake:  # which leaves 72 for connections
         silent = []
@@ -200,6 +221,25 @@ def test_a_request_without_a_thread_leaves_nothing_behind_when_its_client_leaves
         fake.tell("go")
         for raw in waiting:
             raw.expect(200)
+            raw.close()
+
+
+def test_places_of_clients_that_have_left_are_had_by_the_next_at_once() -> None:
+    with FakeServer("--max-batch", "1", "--queue-size", "4", LOOK_SECONDS=1000) as fake:
+        waiting = fake.occupy(5)
+        assert fake.ask(post()).status == 503
+        for raw in waiting[3:]:
+            raw.close()
+        time.sleep(0.1)  # after which it is looked again
+        others = []
+        for places in 4, 5:
+            others.append(fake.raw().send(post()))
+            fake.wait(held=places * len(PIXEL))
+        assert fake.ask(post()).status == 503
+        fake.tell("go")
+        for raw in waiting[:3] + others:
+            raw.expect(200)
+        for raw in waiting + others:
             raw.close()
 
 

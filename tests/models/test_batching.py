@@ -274,6 +274,30 @@ def test_a_long_request_that_is_given_up_leaves_its_place(bench: Bench) -> None:
     assert (bench.batcher.waiting, bench.batcher.waiting_long) == (0, 0)
 
 
+def test_what_nobody_waits_for_leaves_its_place_where_another_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(max_batch=2, queue_size=5)
+    ticket = Ticket(60)
+    answers = [bench.busy(0), bench.ask(1, 2), bench.ask(3, 4, 5, ticket=ticket)]
+    with pytest.raises(QueueFull):
+        bench.batcher.check_room(1)
+    ticket.gone = True
+    monkeypatch.setattr("keras_server.models.batcher.LOOK_SECONDS", 3600)
+    with pytest.raises(QueueFull):  # it was looked just now
+        bench.batcher.check_room(1)
+    monkeypatch.setattr("keras_server.models.batcher.LOOK_SECONDS", 0)
+    with pytest.raises(QueueFull):
+        bench.batcher.check_room(4)
+    bench.batcher.check_room(3)
+    assert isinstance(answers[2].exception(20), Overdue)
+    assert bench.batcher.waiting == 2
+    answers.append(bench.ask(6, 7, 8))
+    bench.go()
+    assert [answer.result(20)[0][:, 0].tolist() for answer in answers if answer is not answers[2]] == [
+        [0], [2, 4], [12, 14, 16],
+    ]  # fmt: skip
+    bench.threads.shutdown()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_its_thread_dies_those_who_wait_are_told_and_so_is_the_server(bench: Bench) -> None:
     class Unexpected(BaseException):
