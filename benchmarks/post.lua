@@ -15,6 +15,7 @@ local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
 wrk.headers["Content-Type"] = os.getenv("BENCH_CONTENT_TYPE")
+wrk.headers["Content-Encoding"] = os.getenv("BENCH_CODING") -- nil for none
 file:close()
 
 local sender -- the only thread; done() runs outside it
