@@ -105,7 +105,8 @@ class Settings:
     min_agreement: float = setting(0.95, "least share of those others whose first label int8 leaves as it is in "
         "float32; of those that float32 is sure of (over 0.5) only a fifth as many may differ",
         number(float, 0, 1), "SHARE", of_model=True)
-    max_batch: int = setting(8, "most images that the model computes at once", COUNT, "N")
+    max_batch: int = setting(8, "most images that the model computes at once; more where all take less than a "
+        "millisecond", COUNT, "N")
     decode_threads: int = setting(0, "most images that are decoded at once; 0: one a processor", THREADS, "N")
     engine_threads: int = setting(0, "threads that the model computes with; 0: one a processor", THREADS, "N",
         of_model=True)

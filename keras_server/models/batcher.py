@@ -228,6 +228,12 @@ class Batcher:
         elif self.jobs and self.idle:
             self.changed.notify()
 
+    @property
+    def most(self) -> int:
+        """Rows of a batch at most: max_batch, or of a quick model as many as it computes in QUICK."""
+        quick = self.pace and self.least < QUICK
+        return max(self.max_batch, int((QUICK - self.least) / self.pace) if quick else 0)
+
     def is_long(self, rows: int) -> bool:
         """Whether a job of so many rows holds up others: several that take longer than a stretch."""
         return rows > 1 and rows * self.pace > STRETCH
@@ -245,14 +251,14 @@ class Batcher:
         self.waiting_long += rows if job.long else 0
 
     def take(self) -> list[tuple[Job, slice]]:
-        """Take the next batch off the queue, at most max_batch rows of one kind, and no more than this lane's part.
+        """Take the next batch off the queue, of rows of one kind, and no more than this lane's part.
 
         Each waiting job gives an equal share in turn and goes to the back, so that a long one starves nobody. Where
         short ones come, long ones give no more than a stretch in all: one that comes next waits for no full batch.
         """
         batch: list[tuple[Job, slice]] = []
         others: list[Job] = []
-        room = min(self.max_batch, -(-self.waiting // self.idle))  # idle lanes share, rounded up
+        room = min(self.most, -(-self.waiting // self.idle))  # idle lanes share, rounded up
         share = max(1, room // len(self.jobs))
         stretch = room  # rows of long jobs
         if self.pace and time.monotonic() - self.short < LATELY:

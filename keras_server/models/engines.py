@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import timeit
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,8 @@ log = logging.getLogger("keras_server")
 # Of the threads that compute: who reads, decodes and answers goes first. Else these wait for a processor, and some of
 # them hold Python's lock while they do: under overload /healthz then takes half a second in place of a tenth.
 NICENESS = 10
+HANDED = 0.0003  # seconds for a row below which handing over to a lane of OpenVINO's, some 0.1 ms, is not worth it
+TRIES = 10  # at a row to see how long it takes
 
 
 class Engine(Protocol):
@@ -83,13 +87,19 @@ class OpenVINOEngine:
     """Runs a model on the CPU: a lone row with all threads, several batches at a time side by side on a part of them.
 
     Threads that share a computation wait for each other after every layer, and for the one whose core decoding took.
-    With rows of its own each none waits: up to 15 % more images a second, for a second set of compiled weights.
+    With rows of its own each none waits: up to 15 % more images a second, for a second set of compiled weights. Of a
+    quick model handing over to such a thread takes longer than computing, so it has one lane.
     """
 
     name = "openvino"
 
-    def __init__(self, converted: Any, precision: Precision, threads: int, max_batch: int):
-        """Compile what convert() returned, or the .xml file of it. What int8 leaves unquantized is float32."""
+    def __init__(
+        self, converted: Any, precision: Precision, threads: int, max_batch: int, row: Sequence[np.ndarray] = ()
+    ):
+        """Compile what convert() returned, or the .xml file of it. What int8 leaves unquantized is float32.
+
+        `row` is what the model is tried on, where it may be a quick one.
+        """
         core = openvino().Core()
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
@@ -101,13 +111,19 @@ class OpenVINOEngine:
             compiled = core.compile_model(converted, "CPU", {**options, "NUM_STREAMS": streams})
             return deque(compiled.create_infer_request() for _ in range(streams))
 
-        self.lanes = min(threads, max_batch)
+        self.tensor = openvino().Tensor
         # OpenVINO's threads inherit the priority of the one that compiles.
         with ThreadPoolExecutor(1, initializer=lambda: step_back(NICENESS)) as background:
-            self.free = background.submit(requests, self.lanes).result()
-            self.all_threads = background.submit(requests, 1).result()[0] if self.lanes > 1 else self.free[0]
-        self.tensor = openvino().Tensor
-        self.types = [taken.element_type.to_dtype() for taken in self.all_threads.model_inputs]
+            self.free = background.submit(requests, 1).result()
+            self.all_threads, self.lanes = self.free[0], 1
+            self.types = [taken.element_type.to_dtype() for taken in self.all_threads.model_inputs]
+            if min(threads, max_batch) > 1 and not (row and self.is_quick(row)):
+                self.lanes = min(threads, max_batch)
+                self.free = background.submit(requests, self.lanes).result()
+
+    def is_quick(self, row: Sequence[np.ndarray]) -> bool:
+        """Return whether a row takes less than HANDED. Raises what OpenVINO raises."""
+        return min(timeit.repeat(lambda: self([*row]), repeat=TRIES, number=1)) < HANDED
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Compute one batch."""
@@ -137,7 +153,7 @@ class KerasEngine:
         self.name = f"keras/{self.backend}"
         self.traced = traced
         self.function = trace(keras_model) if traced and self.backend == "tensorflow" else None
-        if self.backend == "jax":  # which compiles each size anew: only powers of two, and all of them now
+        if self.backend == "jax":  # which compiles each size anew: only powers of two, up to max_batch now
             for size in (2**k for k in range((max_batch - 1).bit_length() + 1)):
                 self([np.zeros((size, *(d or 1 for d in t.shape[1:])), t.dtype) for t in keras_model.inputs])
 

@@ -60,9 +60,10 @@ class Lanes:
     threads: int
     max_batch: int
 
-    def open(self, model: Any, batch: int | None) -> Engine:
+    def open(self, model: Any, spec: Spec) -> Engine:
         """Return the engine of an OpenVINO model, or of the .xml file of one."""
-        return batched(OpenVINOEngine(model, self.precision, self.threads, self.max_batch), batch)
+        rows = rows_of(spec, spec.batch or 1)
+        return batched(OpenVINOEngine(model, self.precision, self.threads, self.max_batch, rows), spec.batch)
 
     def explain(self, model: Any, spec: Spec, output: int) -> Cam:
         """Return what computes heat maps with an OpenVINO model, for an output of a number."""
@@ -152,7 +153,7 @@ def open_export(source: Source, settings: Settings, lanes: Lanes) -> tuple[Opene
             about = {"spec": asdict(spec), "flaw": flaw, "explained": -1}
             return open_written({"model": model}, about, settings, lanes), ""
         spec = replace(spec, precision=lanes.precision)
-        return Opened(lanes.open(model, spec.batch), spec, refuse(flaw)), ""
+        return Opened(lanes.open(model, spec), spec, refuse(flaw)), ""
     export = given_export(source) if source.is_export else kept_export(source, settings)
     if export and export.why:
         return None, export.why
@@ -260,7 +261,7 @@ def opened_with(lanes: Lanes, model: Any, heat: Callable[[], Any], about: Export
     """Open what was converted: OpenVINO models, or their .xml files. Raises whatever OpenVINO does."""
     spec, output = about.spec, about.explained
     explain = refuse(about.flaw) if about.flaw else lambda: lanes.explain(heat(), spec, output)
-    return Opened(lanes.open(model, spec.batch), replace(spec, precision=lanes.precision), explain, output)
+    return Opened(lanes.open(model, spec), replace(spec, precision=lanes.precision), explain, output)
 
 
 def refuse(flaw: str) -> Callable[[], Cam]:
@@ -288,9 +289,16 @@ def open_with_keras(loaded: Loaded, settings: Settings) -> Opened:
 
 
 def warm_up(engine: Engine, spec: Spec) -> None:
-    """Compute a row, of a size that the model is known to take. Raises what the engine raises."""
-    if spec.sizes:
-        random = np.random.default_rng(0)
-        pairs = zip(spec.inputs, spec.sizes, strict=True)
-        # Tokens of the least vocabulary are tokens of any.
-        engine([random_input(tensor, (1, *size), random, 2) for tensor, size in pairs])
+    """Compute a row. Raises what the engine raises."""
+    if rows := rows_of(spec, 1):
+        engine(rows)
+
+
+def rows_of(spec: Spec, rows: int) -> list[np.ndarray]:
+    """Return so many random rows, of a size that the model is known to take; none where none is known."""
+    random = np.random.default_rng(0)
+    # Tokens of the least vocabulary are tokens of any.
+    return [
+        random_input(tensor, (rows, *size), random, 2)
+        for tensor, size in zip(spec.inputs, spec.sizes or (), strict=bool(spec.sizes))
+    ]

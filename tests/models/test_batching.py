@@ -63,11 +63,19 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """One whose engine is not quick, however fast it is let through."""
+    monkeypatch.setattr("keras_server.models.batcher.QUICK", 0)
     made = Bench()
     yield made
     made.go()
     made.threads.shutdown()
+
+
+@pytest.fixture
+def quick(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine is quick all the same."""
+    monkeypatch.setattr("keras_server.models.batcher.QUICK", 0.001)
 
 
 def doubled(*rows: int) -> list[list[float]]:
@@ -181,6 +189,29 @@ def test_the_queue_is_counted_in_rows() -> None:
     assert all(answer.result(20) for answer in answers)
     assert bench.batcher.waiting == 0
     bench.threads.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("least", "pace", "most"),
+    [(0.0002, 0.00001, 80), (0.0002, 0.0001, 8), (0.0002, 0.0002, 4), (0.001, 0.00001, 4), (0.0002, 0, 4)],
+)
+def test_a_batch_of_a_quick_model_has_as_many_rows_as_take_a_millisecond(
+    monkeypatch: pytest.MonkeyPatch, least: float, pace: float, most: int
+) -> None:
+    """Others have max_batch."""
+    sizes = list[int]()
+
+    def compute(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        sizes.append(len(inputs[0]))
+        return [inputs[0] * 2]
+
+    batcher = Batcher(compute, max_batch=4, queue_size=200)
+    monkeypatch.setattr(batcher, "learn", lambda *_: None)
+    batcher.least, batcher.pace = least, pace
+    assert batcher.compute([np.arange(100.0)])[0].tolist() == [*range(0, 200, 2)]
+    assert sizes[:-1] == [most] * (len(sizes) - 1)
+    assert sum(sizes) == 100
+    batcher.close()
 
 
 def test_where_short_requests_come_long_ones_take_a_stretch_of_each_batch(bench: Bench) -> None:
@@ -337,7 +368,7 @@ def test_a_quick_model_computes_on_the_thread_that_asks(
     assert not batcher.threads[0].is_alive()
 
 
-def test_what_comes_while_a_thread_computes_its_own_rows_is_the_next_batch(bench: Bench) -> None:
+def test_what_comes_while_a_thread_computes_its_own_rows_is_the_next_batch(bench: Bench, quick: None) -> None:
     bench.batcher.least = 0
     answers = [bench.busy(0, 1, 2, 3, 4), bench.ask(5), bench.ask(6)]  # four rows, and one that waits with the others
     bench.batcher.close()
@@ -348,7 +379,7 @@ def test_what_comes_while_a_thread_computes_its_own_rows_is_the_next_batch(bench
     assert not bench.batcher.threads[0].is_alive()
 
 
-def test_a_thread_that_dies_of_its_own_rows_ends_the_model(bench: Bench) -> None:
+def test_a_thread_that_dies_of_its_own_rows_ends_the_model(bench: Bench, quick: None) -> None:
     class Unexpected(BaseException):
         pass
 

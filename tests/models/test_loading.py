@@ -118,6 +118,25 @@ def test_as_many_batches_as_the_engine_has_lanes_are_computed_side_by_side(threa
         assert len([*callers.map(compute, [1, 2, 3, 8, 1] * 20)]) == 100
 
 
+@pytest.mark.parametrize(("handed", "lanes"), [(3600, 1), (0, 2)])
+def test_a_quick_model_has_one_lane(
+    setting: Setter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, handed: float, lanes: int
+) -> None:
+    """Which computes with all threads, whoever asks."""
+    import tiny_models
+
+    monkeypatch.setattr(engines, "HANDED", handed)
+    tiny_models.many().save(path := tmp_path / "many.keras")
+    setting(model=str(path), cache_dir="", engine_threads=2)
+    server.load_model()
+    engine = server.model.batcher.run
+    assert isinstance(engine, engines.OpenVINOEngine)
+    assert (engine.lanes, len(engine.free), server.model.batcher.lanes) == (lanes,) * 3
+    assert (engine.all_threads in engine.free) == (lanes == 1)
+    outputs = server.model.compute([np.full((3, 1), number, np.float32) for number in range(12)])
+    assert [output[:, 0].tolist() for output in outputs] == [[n * (n + 1.0)] * 3 for n in range(12)]
+
+
 def test_answers_outlive_the_keras_model(setting: Setter) -> None:
     """On a first start the converted model must not live on weights that TensorFlow has given back meanwhile."""
     setting(model="bundled", cache_dir="")
