@@ -124,6 +124,7 @@ def below(count: int) -> bytes:
 PLAIN_GIF = b"GIF89a\1\0\1\0\0\0\0"  # without a palette
 AS_MANY: dict[str, tuple[Callable[[int], bytes], int]] = {  # what makes a picture with so many parts, and the most
     "segments of a JPEG": (lambda n: inserted(JPEG, 2, segment(0xE3, b""), n - 9), 256),
+    "filling of a JPEG": (lambda n: inserted(JPEG, 2, b"\xff", n), 1024),
     "scans of a JPEG": (lambda n: scans(2000, n - 1), 50),
     "chunks of a PNG": (lambda n: inserted(PNG, AFTER_HEADER, chunk(b"prVt", b""), n - 1), 256),
     "pixels' chunks of a PNG": (lambda n: inserted(PNG, AFTER_HEADER, chunk(b"IDAT", b""), n - 1), 20_000),

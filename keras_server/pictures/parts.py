@@ -13,7 +13,7 @@ from keras_server.pictures.ifd import is_modest
 from keras_server.pictures.limits import refuse
 
 MARKER = re.compile(rb"\xff([^\0\x01\xd0-\xd8\xff])")  # of a JPEG, before a segment with a length or the end
-FILL = b"\xff" * 1024  # bytes that may stand before any marker, and that a search goes through one by one
+FILLING = 1024  # bytes that may stand before any marker, and that a search goes through one by one
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the markers of frames
 WEBP = re.compile(rb"RIFF....WEBP", re.DOTALL)
 RUN_LENGTHS = (1, 2)  # compressions of a BMP, BI_RLE8 and BI_RLE4
@@ -60,8 +60,8 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 def read_jpeg(data: bytes) -> Jpeg | None:
     """Return what a JPEG says of itself, or None where it has not one frame. Raises ImageError for too much work."""
-    if FILL in data:
-        raise refuse("JPEG", "bytes of filling", len(FILL))
+    if b"\xff" * (FILLING + 2) in data:  # one too many, and the marker's own
+        raise refuse("JPEG", "bytes of filling", FILLING)
     kept, seen, first = [b"\xff\xd8"], set[bytes](), 0
     frame: Segment | None = None
     sizes: dict[int, int] = {}  # samples by component
