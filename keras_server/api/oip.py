@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from keras_server import __version__
-from keras_server.api.context import current_app, current_model, current_settings
+from keras_server.api.context import charge, current_app, current_model, current_settings
 from keras_server.api.inference import (
     JSON_LENGTH,
     Arrays,
@@ -27,7 +27,17 @@ from keras_server.api.inference import (
     read_request,
 )
 from keras_server.api.pages import check_ready
-from keras_server.api.parsing import ABSENT, LONGEST, Counts, is_list, kind_of, read_large, read_object, read_small
+from keras_server.api.parsing import (
+    ABSENT,
+    SMALL,
+    Counts,
+    is_list,
+    kind_of,
+    read_large,
+    read_object,
+    read_small,
+    reading,
+)
 from keras_server.api.tensors import (
     DATATYPES,
     JSON_TYPES,
@@ -50,6 +60,7 @@ from keras_server.models.spec import Tensor, probabilities
 
 routes = protocol("oip")
 ITEMS = 16  # inputs or outputs that a request may name beside those of the model
+ITEM = 240  # bytes that one takes
 
 
 class RequestedOutput(NamedTuple):
@@ -117,15 +128,21 @@ def read_items(raw: msgspec.Raw, key: str) -> list[Item]:
     if not is_list(raw):
         raise TensorError(f"'{key}' has to be a list, and {kind_of(raw)} came.")
     text, most = bytes(raw), ITEMS + len(current_model().spec.inputs) + len(current_model().spec.outputs)
+    too_many = TensorError(f"'{key}' has more than {most} objects: send only those that the model has.")
     if text.count(b'"name"') > most:
-        raise TensorError(f"'{key}' has more than {most} objects: send only those that the model has.")
+        raise too_many
+    charge(ITEM * text.count(b"\\u"))  # each of which may spell another name
     try:
-        return msgspec.json.decode(text, type=list[Item])
+        with reading(text):
+            items = msgspec.json.decode(text, type=list[Item])
     except msgspec.ValidationError:
-        for each in msgspec.json.decode(text, type=list[msgspec.Raw]) if len(text) < LONGEST else ():
+        for each in msgspec.json.decode(text, type=list[msgspec.Raw]) if len(text) <= SMALL else ():
             if kind_of(each) != JSON_TYPES[dict]:
                 raise TensorError(f"Each of '{key}' has to be an object, and {kind_of(each)} came.") from None
-        raise TensorError(f"The name of each of '{key}' has to be text, and null came.") from None
+        raise TensorError(f"Each of '{key}' has to be an object with a name.") from None
+    if len(items) > most:
+        raise too_many
+    return items
 
 
 def decode_v2(request: Request, binary: memoryview) -> Arrays:

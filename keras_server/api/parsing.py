@@ -14,28 +14,34 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from keras_server.api.context import charge, turn
+from keras_server.api.context import charge, current_settings, turn
 from keras_server.api.tensors import JSON_TYPES, TensorError
 
 T = TypeVar("T", bound=msgspec.Struct)
 ABSENT = msgspec.Raw(b"")
-SMALL = 4096  # bytes of text that are checked, and become objects uncounted, without a turn
-LONGEST = 65_536  # bytes of a field that no client makes long
+SMALL = 4096  # bytes of text that are checked, and become objects uncounted, without a turn; of a field that is short
 # Nanoseconds for each byte of a text that is checked, whose marks are counted, and that is made objects of.
 CHECKED, COUNTED, MADE = 10, 1, 40
 STARTS = {b"{": dict, b"[": list, b'"': str, b"t": bool, b"f": bool}
-CONSTANT = re.compile(rb"(?<![\w\"])(-?Infinity|NaN)(?![\w\"])")
+CONSTANT = re.compile(rb"Infinity|NaN")
+PLACE = re.compile(r"\(byte (\d+)\)")  # in what msgspec says of malformed JSON
 
 
 def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
     """Return the fields of a JSON object that a schema names. Raises TensorError where it is none."""
+    text = text.removeprefix(b"\xef\xbb\xbf")
     try:
-        with turn(CHECKED * len(text)) if len(text) > SMALL else contextlib.nullcontext():
-            return msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf"), type=schema)
+        with reading(text):
+            return msgspec.json.decode(text, type=schema)
     except msgspec.ValidationError:
         raise TensorError(f"{what} has to be an object, and {kind_of(msgspec.Raw(text.strip()))} came.") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise malformed(error, text) from None
+
+
+def reading(text: bytes) -> contextlib.AbstractContextManager[None]:
+    """Return the turn in which a text is checked; a small one needs none."""
+    return turn(CHECKED * len(text)) if len(text) > SMALL else contextlib.nullcontext()
 
 
 def malformed(error: Exception, text: bytes) -> TensorError:
@@ -44,8 +50,10 @@ def malformed(error: Exception, text: bytes) -> TensorError:
         return TensorError("The JSON is nested too deeply.")
     if isinstance(error, msgspec.ValidationError):
         return TensorError("A number in the JSON is too large, or has too many digits.")
-    if (b"NaN" in text or b"Infinity" in text) and (constant := CONSTANT.search(text)):
-        return TensorError(f"The body is not JSON: it has no {constant[1].decode()}.")
+    place = PLACE.search(str(error))
+    if place and (constant := CONSTANT.match(text, at := int(place[1]))):
+        sign = "-" if text[at - 1 : at] == b"-" else ""
+        return TensorError(f"The body is not JSON: it has no {sign}{constant[0].decode()}.")
     return TensorError(f"The body is not JSON: {str(error).removeprefix('JSON is malformed: ')}.")
 
 
@@ -77,8 +85,8 @@ def read_small(raw: msgspec.Raw, default: Any, what: str) -> Any:
     """Return the value of a field that no client makes long. Raises TensorError for one that is."""
     if raw == ABSENT:
         return default
-    if len(text := memoryview(raw)) > LONGEST:
-        raise TensorError(f"{what} is longer than {LONGEST:,} bytes.")
+    if len(text := memoryview(raw)) > SMALL:
+        raise TensorError(f"{what} is longer than {SMALL:,} bytes.")
     return read(text)
 
 
@@ -116,7 +124,7 @@ def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> A
     if not fits(counts):
         raise TensorError(
             f"{what} has {counts.values:,} values in {counts.lists:,} lists and {counts.objects:,} objects, which does "
-            "not fit the shapes that the model takes."
+            f"not fit the shapes that the model takes in at most {current_settings().queue_size} rows."
         )
     charge(counts.memory)
     with turn(MADE * len(text)):

@@ -41,6 +41,10 @@ from keras_server.models.spec import Tensor
 routes = protocol("tfserving")
 
 
+MARKS = {*',[{"\\'}  # which Counts counts, or that change what it counts
+STRANGE = 4  # times the rows that may come, of as many values as rows have that name what the model does not
+
+
 def is_encoded(row: Any) -> bool:
     """Return whether a row of JSON is TensorFlow Serving's object for binary data."""
     return type(row) is dict and row.keys() == {"b64"}
@@ -77,22 +81,27 @@ def decode_v1(request: Request) -> Arrays:
 
 
 def fits(counts: Counts) -> bool:
-    """Return whether rows for the model can have so many values and lists; encoded images count as one value each.
+    """Return whether rows for the model can have so many values, lists and objects.
 
-    Raises as check_rows() for so many rows.
+    Raises as check_rows() where they tell how many rows there are.
     """
     rows, inputs = current_settings().queue_size, current_model().spec.inputs
-    if any(tensor.dtype == "string" or None in tensor.shape for tensor in inputs):
-        return True  # the charge is all that limits them
-    encoded = min(counts.objects, rows * len(inputs)) if current_model().spec.image else 0
-    values = sum(math.prod(length or 0 for length in tensor.shape) for tensor in inputs)
+    if any(tensor.dtype == "string" or MARKS & {*tensor.name} for tensor in inputs):
+        return True  # texts may hold what is counted: the charge is all that limits them
     lists = sum(lists_in(tensor.shape) for tensor in inputs)
-    least, most = (counts.values - encoded) // values, counts.values // values + 1  # rows
     beside = 1 + len(inputs)
+    if any(None in tensor.shape for tensor in inputs):
+        return any(None in tensor.shape[:-1] for tensor in inputs) or counts.lists <= rows * lists + beside
+    # All texts are names, and none an encoded image, which is one value, or two with the comma of a data URI.
+    named = counts.quotes == 2 * len(inputs) * counts.objects
+    encoded = 0 if named else 2 * counts.objects
+    values = sum(math.prod(length or 0 for length in tensor.shape) for tensor in inputs)
+    least, most = max(counts.values - encoded, 0) // values, counts.values // values + 1  # rows
     if not least * lists <= counts.lists <= most * lists + beside:
         return False
-    check_rows(least)
-    return counts.objects <= 1 + rows * (1 + len(inputs))
+    if named:
+        check_rows(least)
+    return least <= STRANGE * rows and counts.objects <= 1 + rows * (1 + len(inputs))
 
 
 def from_column(column: Any, tensor: Tensor) -> np.ndarray:

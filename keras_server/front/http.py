@@ -126,6 +126,8 @@ def read_head(stream: Stream, head: Head) -> None:
         if head.method not in ("OPTIONS", "CONNECT"):  # whose targets are a star, or a host and its port
             raise Refusal
         head.target = "/" + head.target
+    if head.target.count("&") >= limits.FIELDS:  # whose parameters would be taken apart on the loop
+        raise Refusal(414, f"The address has more than {limits.FIELDS} parameters.")
     names = read_fields(stream, head.fields)
     head.host = proxy_form[1] if proxy_form else head.fields.get("host", "")  # RFC 9112, 3.2.2
     check_framing(head, names)

@@ -22,7 +22,7 @@ HEAD_BYTES = 32 * 1024
 LINE_BYTES = 8 * 1024  # of the head's first line
 CHUNK_LINE_BYTES = 1024  # of a chunk's size and extensions
 TRAILER_BYTES = 8 * 1024
-FIELDS = 100  # of a head, and of trailers
+FIELDS = 100  # of a head, of trailers, and of a query
 CHUNKS = 1000  # that may be as small as they like
 CHUNK_BYTES = 256  # that further ones have on average
 

@@ -3,17 +3,23 @@
 import gzip
 import json
 import tracemalloc
+from base64 import b64encode
 
 import msgspec
 import numpy as np
 import pytest
 import tiny_models
+from conftest import encode
 from flask.testing import FlaskClient
+from PIL import Image
 
 import run_keras_server as server
 from keras_server.api import parsing
 from keras_server.api.parsing import Counts, read_small
 from keras_server.api.tensors import TensorError
+from keras_server.models.registry import PredictorEngine
+from keras_server.models.served import Served
+from keras_server.models.spec import Spec, Tensor
 
 
 @pytest.fixture
@@ -143,6 +149,117 @@ def test_rows_that_find_no_place_become_no_objects(
                 assert answer.json["error"] == f"There are {count} rows: send 1 to 128 at once."
 
 
+class Sums:
+    """Answers with the sum of each row, over all inputs."""
+
+    def predict(self, *inputs: np.ndarray) -> np.ndarray:
+        return sum(array.reshape(len(array), -1).sum(axis=1, keepdims=True, dtype=np.float64) for array in inputs)
+
+
+def sums(monkeypatch: pytest.MonkeyPatch, **shapes: tuple[int | None, ...]) -> FlaskClient:
+    """Serve a model of inputs of these names and shapes that answers with sums."""
+    inputs = tuple(Tensor(name, shape, "float32") for name, shape in shapes.items())
+    spec = Spec("sums", inputs, (Tensor("sum", (1,), "float32"),), preprocess="none", kind="none")
+    monkeypatch.setattr(server, "model", Served(spec, PredictorEngine(Sums())))
+    return server.app.test_client()
+
+
+def answers(client: FlaskClient, **body: object) -> list[float]:
+    answer = client.post("/v1/models/sums:predict", json=body)
+    assert answer.status_code == 200, answer.text
+    return [row[0] for row in answer.json.get("predictions", answer.json.get("outputs"))]
+
+
+@pytest.mark.parametrize("names", [("a[x]", "b{y}"), ("age, years", "size[cm]"), ('a "q"', "b\\"), ("a", "b")])
+def test_names_may_hold_the_marks_that_are_counted(
+    monkeypatch: pytest.MonkeyPatch, made: list[bytes], names: tuple[str, str]
+) -> None:
+    client = sums(monkeypatch, **{names[0]: (1,), names[1]: (2,)})
+    rows = [{names[0]: [n], names[1]: [n + 0.125, 1000.25]} for n in range(128)]
+    expected = [2 * n + 1000.375 for n in range(128)]
+    assert answers(client, instances=rows) == expected
+    columns = {name: [row[name] for row in rows] for name in names}
+    assert answers(client, inputs=columns) == expected
+    assert min(map(len, made)) > 2000
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 3), (2, 2, 1), (4, 4, 3)])
+@pytest.mark.parametrize("count", [30, 64, 128])
+def test_pictures_in_base64_or_as_data_uris_are_counted_as_such(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, channels: int, count: int
+) -> None:
+    """Also beside rows of numbers."""
+    client = sums(monkeypatch, image=(height, width, channels))
+    png = encode(Image.new("RGB" if channels == 3 else "L", (width, height), "white"))
+    base64 = b64encode(png).decode()
+    white, zeros = 255.0 * height * width * channels, np.zeros((height, width, channels)).tolist()
+    for text in base64, f"data:image/png;base64,{base64}":
+        for picture in {"b64": text}, {"image": {"b64": text}}:
+            assert answers(client, instances=[picture] * count) == pytest.approx([white] * count, rel=0.01)
+        assert answers(client, inputs=[{"b64": text}] * count) == pytest.approx([white] * count, rel=0.01)
+        mixed = answers(client, instances=[{"b64": text}, zeros] * (count // 2))
+        assert mixed == pytest.approx([white, 0] * (count // 2), rel=0.01)
+
+
+def test_what_is_wrong_with_some_kilobytes_is_said_as_of_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = sums(monkeypatch, x=())
+    for rows, sentence in (
+        ([{"x": n, "id": f"row, number {n}"} for n in range(100)], 'There is no input "id": the model sums takes x.'),
+        ([f"number {n:20}" for n in range(128)], "The input x takes FP32 of shape [-1], and text came."),
+        ([1.000000000000001] * 2000, "There are 2000 rows: send 1 to 128 at once."),
+        ([{"x": 1.000000000000001}] * 2000, "There are 2000 rows: send 1 to 128 at once."),
+    ):  # fmt: skip
+        answer = client.post("/v1/models/sums:predict", json={"instances": rows})
+        assert (answer.status_code, answer.json["error"]) == (400, sentence)
+
+
+def test_rows_of_free_length_are_counted_by_their_lists(monkeypatch: pytest.MonkeyPatch, made: list[bytes]) -> None:
+    client = sums(monkeypatch, tokens=(None,))
+    long = [[n, *[0.5] * 99] for n in range(128)]
+    assert answers(client, instances=long) == [n + 49.5 for n in range(128)]
+    assert answers(client, inputs={"tokens": long}) == [n + 49.5 for n in range(128)]
+    made.clear()
+    answer = client.post("/v1/models/sums:predict", json={"instances": [[1]] * 15_000})
+    assert "15,000 values in 15,001 lists" in answer.json["error"]
+    assert answer.json["error"].endswith("does not fit the shapes that the model takes in at most 128 rows.")
+    assert made == []
+    client = sums(monkeypatch, pairs=(None, 2))  # whose rows have any number of lists
+    assert answers(client, instances=[[[1, 2]] * 2000]) == [6000]
+
+
+@pytest.mark.parametrize("key", ["inputs", "outputs"])
+def test_names_that_are_spelled_otherwise_are_counted_and_charged(
+    tabular: FlaskClient, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    charged = list[int]()
+    monkeypatch.setattr("keras_server.api.oip.charge", charged.append)
+    body = b'{"inputs": %b}' % json.dumps(columns_of(1)).encode().replace(b'"name"', b'"\\u006eame"')
+    assert tabular.post("/v2/models/tabular/infer", data=body).status_code == 200
+    assert charged == [240 * 2]
+    body = b'{"%b": [%b]}' % (key.encode(), b",".join([b'{"\\u006eame": ""}'] * 20_000))
+    answer = tabular.post("/v2/models/tabular/infer", data=body)
+    assert answer.json["error"] == f"'{key}' has more than 20 objects: send only those that the model has."
+    assert charged[-1] == 240 * 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"instances": [NaN]}', "it has no NaN"),
+        ('\ufeff{"instances": [Infinity]}', "it has no Infinity"),
+        ('{"x": "Infinity", "instances": [1, -Infinity', "it has no -Infinity"),
+        ('{"x": "NaN", "instances": [1, nan]}', "invalid character"),
+        ('{"x": NaN', "it has no NaN"),
+        ('{"x": [Infinity "NaN"', "it has no Infinity"),
+        ('{"x": "-Infinity NaN", "y": ["' + "-" * 100_000 + '"}', "expected ',' or ']'"),
+    ],
+)
+def test_a_constant_that_json_has_not_is_named_where_it_stands(tabular: FlaskClient, text: str, what: str) -> None:
+    answer = tabular.post("/v1/models/tabular:predict", data=text.encode())
+    assert answer.status_code == 400
+    assert f"The body is not JSON: {what}" in answer.json["error"]
+
+
 def test_many_rows_that_fit_are_computed(tabular: FlaskClient) -> None:
     """More text than is made objects of uncounted."""
     rows = [{"age": [n + 1e-9], "sizes": [n / 3e9, *[1.000000000000001e-300] * 2]} for n in range(128)]
@@ -191,8 +308,8 @@ def test_json_with_a_byte_order_mark_is_read(tabular: FlaskClient) -> None:
     assert tabular.post("/v1/models/tabular:predict", data=b"\xef\xbb\xbf" + ROW.encode() + b"}").status_code == 200
 
 
-def test_a_small_field_has_65536_bytes_and_no_more() -> None:
-    text = json.dumps("x" * 65_534).encode()  # with its two quotes
-    assert read_small(msgspec.Raw(text), None, "'id'") == "x" * 65_534
-    with pytest.raises(TensorError, match="'id' is longer than 65,536 bytes"):
+def test_a_small_field_has_4096_bytes_and_no_more() -> None:
+    text = json.dumps("x" * 4094).encode()  # with its two quotes
+    assert read_small(msgspec.Raw(text), None, "'id'") == "x" * 4094
+    with pytest.raises(TensorError, match="'id' is longer than 4,096 bytes"):
         read_small(msgspec.Raw(b" " + text), None, "'id'")

@@ -433,7 +433,7 @@ def test_inputs_of_v2_that_do_not_fit(tabular: FlaskClient, change: dict[str, An
         ({"inputs": 2 * [tensor("age", [[1]]), tensor("sizes", [[1, 2, 3]])]}, "twice"),
         ({"inputs": [*tabular_inputs(), tensor("hat", [[1]])]}, 'no input "hat": the model tabular takes age, sizes'),
         ({"outputs": [{"name": "hat"}]}, 'no output "hat": tabular has price, risk'),
-        ({"outputs": [{}]}, "The name of each of 'outputs' has to be text, and null came"),
+        ({"outputs": [{}]}, "Each of 'outputs' has to be an object with a name."),
         ({"outputs": [{"name": "risk", "parameters": {"classification": -1}}]}, "natural number"),
         ({"outputs": [{"name": "risk", "parameters": {"binary_data": 1}}]}, "'binary_data' has to be true or false"),
         ({"parameters": {"binary_data_output": "yes"}}, "'binary_data_output' has to be true or false"),

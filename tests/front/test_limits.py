@@ -1,5 +1,6 @@
 """What an upload may be, how much may wait, for how long, and for whom."""
 
+import contextlib
 import io
 import platform
 import re
@@ -19,6 +20,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 import run_keras_server as server
+from keras_server.api import uploads
 
 MEBIBYTE = 2**20
 CURL = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"]
@@ -115,6 +117,34 @@ def test_the_parts_of_a_form_are_bounded(
     answer = client.post("/predict", data=form, content_type="multipart/form-data")
     assert answer.status_code == status
     assert error in answer.text
+
+
+def test_an_address_has_a_hundred_parameters_and_no_more(fake: FakeServer) -> None:
+    for count, status in (100, 200), (101, 414):
+        answer = fake.ask(post(target="/predict?" + "&".join(["a"] * (count - 1) + ["top=1"])))
+        assert answer.status == status
+    assert answer.json["error"] == "The address has more than 100 parameters."
+
+
+def test_a_delimiter_that_ends_nothing_hides_no_parts(client: FlaskClient) -> None:
+    """The decoder looks for delimiters where lines start."""
+    part = b'--XX\r\nContent-Disposition: form-data; name="a"\r\n\r\n%b\r\n'
+    for count, sentence in (159, "no image among the form's fields"), (160, "too many fields, over 160"):
+        body = part % b"a--XX--" + part % b"" * (count - 1) + b"--XX--\r\n"
+        answer = client.post("/predict", data=body, content_type="multipart/form-data; boundary=XX")
+        assert (answer.status_code, sentence in answer.text) == (400, True), (count, answer.text)
+
+
+def test_heads_are_charged_by_their_length(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    charged = list[float]()
+    monkeypatch.setattr(uploads, "turn", lambda nanoseconds: charged.append(nanoseconds) or contextlib.nullcontext())
+    head = b'Content-Disposition: form-data; name="a"'
+    for end in b"\r\n", b"\n", b"\r":
+        for padding in b"", b" " * 5000:
+            one = b"--XX" + padding + end + head + 2 * end + b"a" * 1000 + b"--XX--" + end
+            body = one * 3 + b"--XX--" + padding + end + b"x" * 9000
+            client.post("/predict", data=body, content_type="multipart/form-data; boundary=XX")
+            assert charged[-1] == 15 * len(body) + 1000 * 3 * len(head + 2 * end)
 
 
 # Images
