@@ -43,7 +43,6 @@ from keras_server.api.tensors import (
     JSON_TYPES,
     TensorError,
     check_header,
-    from_base64,
     from_lists,
     from_memory,
     join_elements,
@@ -56,11 +55,13 @@ from keras_server.api.tensors import (
     typed,
     whole,
 )
+from keras_server.api.uploads import from_text
 from keras_server.models.spec import Tensor, probabilities
 
 routes = protocol("oip")
 ITEMS = 16  # inputs or outputs that a request may name beside those of the model
 ITEM = 240  # bytes that one takes
+NESTED = 4  # objects that one has, with its parameters
 
 
 class RequestedOutput(NamedTuple):
@@ -131,7 +132,10 @@ def read_items(raw: msgspec.Raw, key: str) -> list[Item]:
     too_many = TensorError(f"'{key}' has more than {most} objects: send only those that the model has.")
     if text.count(b'"name"') > most:
         raise too_many
-    charge(ITEM * text.count(b"\\u"))  # each of which may spell another name
+    if key == "inputs" and any(tensor.dtype == "string" for tensor in current_model().spec.inputs):
+        charge(ITEM * text.count(b"\\u"))  # each of which may spell another name, or stand in a text
+    elif text.count(b"{") > NESTED * most:
+        raise too_many
     try:
         with reading(text):
             items = msgspec.json.decode(text, type=list[Item])
@@ -180,7 +184,7 @@ def from_input(item: Item, memory: memoryview | None, tensor: Tensor) -> np.ndar
                 list,
                 "'data'",
             )
-            files = [from_base64(row[0] if type(row) is list and len(row) == 1 else row) for row in rows]
+            files = [from_text(row[0] if type(row) is list and len(row) == 1 else row) for row in rows]
         if not files or shape not in ([len(files)], [len(files), 1]):
             raise TensorError(f"The input {tensor.name} has shape {short(shape)}, and {len(files)} images came.")
         check_rows(len(files))

@@ -39,7 +39,7 @@ def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
         raise malformed(error, text) from None
 
 
-def reading(text: bytes) -> contextlib.AbstractContextManager[None]:
+def reading(text: bytes | memoryview) -> contextlib.AbstractContextManager[None]:
     """Return the turn in which a text is checked; a small one needs none."""
     return turn(CHECKED * len(text)) if len(text) > SMALL else contextlib.nullcontext()
 
@@ -73,7 +73,9 @@ def read_text(raw: msgspec.Raw, what: str) -> str:
     """Return a text of any length. Raises TensorError where it is none."""
     if start(raw, 1) != b'"':
         raise TensorError(f"{what} has to be text, and {kind_of(raw)} came.")
-    return str(read(memoryview(raw)))
+    text = memoryview(raw)
+    with reading(text):
+        return str(read(text))
 
 
 def is_list(raw: msgspec.Raw) -> bool:

@@ -28,7 +28,6 @@ from keras_server.api.parsing import ABSENT, Counts, read_large, read_small
 from keras_server.api.tensors import (
     DATATYPES,
     TensorError,
-    from_base64,
     from_lists,
     lists_in,
     shape_of,
@@ -36,6 +35,7 @@ from keras_server.api.tensors import (
     to_lists,
     typed,
 )
+from keras_server.api.uploads import from_text
 from keras_server.models.spec import Tensor
 
 routes = protocol("tfserving")
@@ -113,7 +113,7 @@ def from_column(column: Any, tensor: Tensor) -> np.ndarray:
     rows = []
     for number, row in enumerate(column):
         image = is_encoded(row)
-        rows.append(from_image(from_base64(row["b64"]), number) if image else from_lists([row], shape, tensor))
+        rows.append(from_image(from_text(row["b64"]), number) if image else from_lists([row], shape, tensor))
     return np.concatenate(rows)
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import tracemalloc
 from base64 import b64encode
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -228,18 +229,29 @@ def test_rows_of_free_length_are_counted_by_their_lists(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("key", ["inputs", "outputs"])
-def test_names_that_are_spelled_otherwise_are_counted_and_charged(
-    tabular: FlaskClient, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    charged = list[int]()
-    monkeypatch.setattr("keras_server.api.oip.charge", charged.append)
+def test_names_that_are_spelled_otherwise_are_counted(tabular: FlaskClient, made: list[bytes], key: str) -> None:
     body = b'{"inputs": %b}' % json.dumps(columns_of(1)).encode().replace(b'"name"', b'"\\u006eame"')
     assert tabular.post("/v2/models/tabular/infer", data=body).status_code == 200
-    assert charged == [240 * 2]
-    body = b'{"%b": [%b]}' % (key.encode(), b",".join([b'{"\\u006eame": ""}'] * 20_000))
-    answer = tabular.post("/v2/models/tabular/infer", data=body)
-    assert answer.json["error"] == f"'{key}' has more than 20 objects: send only those that the model has."
-    assert charged[-1] == 240 * 20_000
+    for count, sentence in (20, "no"), (21, "more than 20 objects: send only"), (20_000, "more than 20 objects: send"):
+        items = b",".join([b'{"\\u006eame": "%d"}' % number for number in range(count)])
+        answer = tabular.post("/v2/models/tabular/infer", data=b'{"%b": [%b]}' % (key.encode(), items))
+        assert (answer.status_code, sentence in answer.json["error"]) == (400, True), answer.json
+    nested = b'{"name": "price", "parameters": {"a": {}, "b": {}}}'
+    body = b'{"inputs": %b, "outputs": [%b]}' % (json.dumps(columns_of(1)).encode(), b", ".join([nested] * 20))
+    assert tabular.post("/v2/models/tabular/infer", data=body).status_code == 200
+
+
+def test_texts_may_hold_what_would_spell_a_name_and_are_charged_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    charged = list[int]()
+    monkeypatch.setattr("keras_server.api.oip.charge", charged.append)
+    client = sums(monkeypatch, text=())
+    texts = (Tensor("text", (), "string"),)
+    monkeypatch.setattr(server.model, "spec", replace(server.model.spec, inputs=texts))
+    data = ["{\u00e4}" * 1000]
+    body = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": data}]})
+    assert body.count("\\u") == 1000
+    client.post("/v2/models/sums/infer", data=body)
+    assert charged == [240 * 1000]
 
 
 @pytest.mark.parametrize(

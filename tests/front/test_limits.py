@@ -144,7 +144,7 @@ def test_heads_are_charged_by_their_length(client: FlaskClient, monkeypatch: pyt
             one = b"--XX" + padding + end + head + 2 * end + b"a" * 1000 + b"--XX--" + end
             body = one * 3 + b"--XX--" + padding + end + b"x" * 9000
             client.post("/predict", data=body, content_type="multipart/form-data; boundary=XX")
-            assert charged[-1] == 15 * len(body) + 1000 * 3 * len(head + 2 * end)
+            assert charged[-1] == 15 * len(body) + 1500 * 3 * len(head + 2 * end)
 
 
 # Images
