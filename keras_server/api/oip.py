@@ -31,6 +31,7 @@ from keras_server.api.parsing import (
     ABSENT,
     SMALL,
     Counts,
+    count,
     is_list,
     kind_of,
     read_large,
@@ -128,14 +129,15 @@ def read_items(raw: msgspec.Raw, key: str) -> list[Item]:
         return []
     if not is_list(raw):
         raise TensorError(f"'{key}' has to be a list, and {kind_of(raw)} came.")
-    text, most = bytes(raw), ITEMS + len(current_model().spec.inputs) + len(current_model().spec.outputs)
+    spec = current_model().spec
+    text, most = memoryview(raw), ITEMS + len(spec.inputs) + len(spec.outputs)
     too_many = TensorError(f"'{key}' has more than {most} objects: send only those that the model has.")
-    if text.count(b'"name"') > most:
-        raise too_many
-    if key == "inputs" and any(tensor.dtype == "string" for tensor in current_model().spec.inputs):
-        charge(ITEM * text.count(b"\\u"))  # each of which may spell another name, or stand in a text
-    elif text.count(b"{") > NESTED * most:
-        raise too_many
+    if len(text) > SMALL:
+        objects = count(text).objects
+        if key == "inputs" and any(tensor.dtype == "string" for tensor in spec.inputs):
+            charge(ITEM * objects)  # or texts that look like one
+        elif objects > NESTED * most:
+            raise too_many
     try:
         with reading(text):
             items = msgspec.json.decode(text, type=list[Item])

@@ -113,6 +113,12 @@ class Counts(NamedTuple):
         return 40 * self.values + 88 * self.lists + 240 * self.objects + 32 * self.quotes
 
 
+def count(text: memoryview) -> Counts:
+    """Count what a text has, in its turn."""
+    with turn(COUNTED * len(text)):
+        return Counts.of(text)
+
+
 def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> Any:
     """Return the value of a field, for whose objects the request is charged.
 
@@ -121,8 +127,7 @@ def read_large(raw: msgspec.Raw, fits: Callable[[Counts], bool], what: str) -> A
     text = memoryview(raw)
     if len(text) <= SMALL:
         return read(text)
-    with turn(COUNTED * len(text)):
-        counts = Counts.of(text)
+    counts = count(text)
     if not fits(counts):
         raise TensorError(
             f"{what} has {counts.values:,} values in {counts.lists:,} lists and {counts.objects:,} objects, which does "
