@@ -342,7 +342,13 @@ def test_who_has_left_gives_up_the_turn() -> None:
     assert (turns.left, len(turns.free), turns.waiting) == (100, 1, [])
 
 
-def test_a_large_turn_rests_as_long_as_it_worked_where_small_ones_came() -> None:
+def small_turn(light: Turns) -> None:
+    with light.turn(Work(1, 0, 0), 0):
+        pass
+
+
+@pytest.mark.parametrize("come", [small_turn, Turns.pass_by])
+def test_a_large_turn_rests_as_long_as_it_worked_where_small_ones_came(come: Callable[[Turns], None]) -> None:
     light = Turns(1, 100, 10, 60)
     heavy = Turns(1, 100, 10, 60, light)
     with heavy.turn(Work(1, 1, 0), 0):
@@ -350,11 +356,20 @@ def test_a_large_turn_rests_as_long_as_it_worked_where_small_ones_came() -> None
     assert heavy.free[0] <= time.monotonic()
     with heavy.turn(Work(1, 1, 0), 0):
         time.sleep(0.05)
-        with light.turn(Work(1, 0, 0), 0):
-            ended = time.monotonic()
+        come(light)
+        ended = time.monotonic()
     assert heavy.free[0] >= ended + 0.05
     with heavy.turn(Work(1, 1, 0), 0):
         assert time.monotonic() >= ended + 0.05
+
+
+def test_small_tensors_make_large_turns_rest_too(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [server.app.budget.light.taken]
+    for size in 4096, 4097:
+        client.post("/v1/models/resnet50:predict", data=b'{"instances": []}'.ljust(size))
+        taken.append(server.app.budget.light.taken)
+    assert taken[1] == taken[0] + 1
+    assert taken[2] > taken[1]  # by its turn
 
 
 def test_one_picture_passes_those_of_a_request_that_came_before(ticket: Ticket) -> None:

@@ -97,6 +97,10 @@ class Turns:
                 self.left += work.bytes
                 self.wake()
 
+    def pass_by(self) -> None:
+        """Note work that is too small to wait for a turn: large work rests for it as for what had one."""
+        self.taken += 1
+
     def wake(self) -> None:
         """Have the next in turn look anew; all others would only take Python's lock from those that work."""
         if self.waiting:

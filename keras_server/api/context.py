@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import threading
@@ -186,6 +187,12 @@ def memory_limit(settings: Settings) -> int:
 def turn(nanoseconds: float) -> AbstractContextManager[None]:
     """Return the turn for work of the request that takes so long and no memory of its own. Raises as Turns.turn()."""
     return current_app().budget.turn(Work(0, nanoseconds / 1e9, 0))
+
+
+def no_turn() -> AbstractContextManager[None]:
+    """Return what stands for a turn where the work is too small for one."""
+    current_app().budget.light.pass_by()
+    return contextlib.nullcontext()
 
 
 def charge(size: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from keras_server.api.context import charge, current_settings, turn
+from keras_server.api.context import charge, current_settings, no_turn, turn
 from keras_server.api.tensors import JSON_TYPES, TensorError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -41,7 +41,7 @@ def read_object(text: bytes, schema: type[T], what: str = "The body") -> T:
 
 def reading(text: bytes | memoryview) -> contextlib.AbstractContextManager[None]:
     """Return the turn in which a text is checked; a small one needs none."""
-    return turn(CHECKED * len(text)) if len(text) > SMALL else contextlib.nullcontext()
+    return turn(CHECKED * len(text)) if len(text) > SMALL else no_turn()
 
 
 def malformed(error: Exception, text: bytes) -> TensorError:
