@@ -29,6 +29,7 @@ from keras_server.api.tensors import (
     DATATYPES,
     TensorError,
     from_lists,
+    is_encoded,
     lists_in,
     shape_of,
     short,
@@ -39,15 +40,8 @@ from keras_server.api.uploads import from_text
 from keras_server.models.spec import Tensor
 
 routes = protocol("tfserving")
-
-
 MARKS = {*',[{"\\'}  # which Counts counts, or that change what it counts
 STRANGE = 4  # times the rows that may come, of as many values as rows have that name what the model does not
-
-
-def is_encoded(row: Any) -> bool:
-    """Return whether a row of JSON is TensorFlow Serving's object for binary data."""
-    return type(row) is dict and row.keys() == {"b64"}
 
 
 class Request(msgspec.Struct):

@@ -15,8 +15,8 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from keras_server.api.bodies import read_body
-from keras_server.api.context import charge, current_app, current_model, current_settings, model_settings, no_turn, turn
-from keras_server.api.parsing import ABSENT, SMALL, is_list, kind_of, read_large, read_object, read_text
+from keras_server.api.context import charge, current_app, current_model, current_settings, model_settings, turn
+from keras_server.api.parsing import ABSENT, is_list, kind_of, read_large, read_object, read_text, reading
 from keras_server.api.tensors import TensorError, from_base64
 from keras_server.images import Picture, begins_as_picture, least_side
 from keras_server.ticket import TICKET, stage
@@ -251,8 +251,7 @@ def from_json(data: bytes) -> list[tuple[str, bytes]]:
 
 def from_text(text: Any) -> bytes:
     """Return the bytes of an image in base64, in its turn where it is not small. Raises as from_base64()."""
-    large = isinstance(text, str) and len(text) > SMALL
-    with turn(UNCODED * len(text)) if large else no_turn():
+    with reading(text if isinstance(text, str) else "", UNCODED):
         return from_base64(text)
 
 

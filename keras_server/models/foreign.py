@@ -19,7 +19,7 @@ from keras_server.models.engines import OpenVINOEngine, batched, read_copied
 from keras_server.models.errors import StartupError
 from keras_server.models.kinds import foreign_format
 from keras_server.models.meaning import ask_noise, meaning_of
-from keras_server.models.reference import ROWS, differs, random_input, sizes_to_try
+from keras_server.models.reference import ROWS, differs, random_inputs, sizes_to_try
 from keras_server.models.spec import Spec, Tensor
 from keras_server.models.tracing import reason_of
 
@@ -113,13 +113,9 @@ def tried(model: Any, spec: Spec) -> Spec:
     Raises StartupError where a row has no answer of its own, or another among others; else what OpenVINO raises.
     """
     engine = batched(OpenVINOEngine(model, "float32", 1, 1), spec.batch)
-    random = np.random.default_rng(0)
     error: Exception = ValueError("there is no size to try it with")
     for sizes in sizes_to_try(spec):
-        rows = [
-            random_input(tensor, (ROWS, *size), random, LARGEST_TOKEN)
-            for tensor, size in zip(spec.inputs, sizes, strict=True)
-        ]
+        rows = random_inputs(spec.inputs, sizes, ROWS, LARGEST_TOKEN)
         try:
             together = engine(rows)
         except Exception as reason:  # noqa: BLE001 - not every length suits every model

@@ -33,7 +33,7 @@ from keras_server.models.export import Cache, Export, ExportError, keep, write_e
 from keras_server.models.foreign import open_foreign
 from keras_server.models.meaning import check_options, final_spec
 from keras_server.models.precision import QUANTIZED, check_rows, choose, with_precision
-from keras_server.models.reference import random_input
+from keras_server.models.reference import random_inputs
 from keras_server.models.source import Source
 from keras_server.models.spec import Spec
 from keras_server.models.tracing import check_keras, reason_of
@@ -296,9 +296,5 @@ def warm_up(engine: Engine, spec: Spec) -> None:
 
 def rows_of(spec: Spec, rows: int) -> list[np.ndarray]:
     """Return so many random rows, of a size that the model is known to take; none where none is known."""
-    random = np.random.default_rng(0)
     # Tokens of the least vocabulary are tokens of any.
-    return [
-        random_input(tensor, (rows, *size), random, 2)
-        for tensor, size in zip(spec.inputs, spec.sizes or (), strict=bool(spec.sizes))
-    ]
+    return random_inputs(spec.inputs, spec.sizes, rows, 2) if spec.sizes else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,15 @@ def random_rows(keras_model: Any, spec: Spec, sizes: list[tuple[int, ...]], rows
 
     The end of the second row is padding, as of a shorter sequence.
     """
+    return random_inputs(spec.inputs, sizes, rows, vocabulary(keras_model))
+
+
+def random_inputs(
+    tensors: Sequence[Tensor], sizes: Sequence[tuple[int, ...]], rows: int, tokens: int | None
+) -> list[np.ndarray]:
+    """Return an array for each input, with so many rows of these shapes, the same at each call."""
     random = np.random.default_rng(0)
-    tokens = vocabulary(keras_model)
-    return [
-        random_input(tensor, (rows, *size), random, tokens) for tensor, size in zip(spec.inputs, sizes, strict=True)
-    ]
+    return [random_input(tensor, (rows, *size), random, tokens) for tensor, size in zip(tensors, sizes, strict=True)]
 
 
 def random_input(tensor: Tensor, shape: tuple[int, ...], random: np.random.Generator, tokens: int | None) -> np.ndarray:
