@@ -16,7 +16,6 @@ import base64
 import gzip
 import http.client
 import io
-import os
 import re
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import NamedTuple
 
 from contestants import arguments_of, environment_of, make_model_of_numbers
 from PIL import Image
-from servers import HERE, Payload, Server, free_port, load, make_numbers, make_picture
+from servers import HERE, Payload, Server, free_port, load, make_numbers, make_picture, wrk
 
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -144,9 +143,7 @@ def flooding(port: int, flood: Flood, folder: Path, seconds: float) -> subproces
     """Have as many clients send the request for so many seconds."""
     body = folder / "flood"
     body.write_bytes(flood.body)
-    command = ["wrk", "--threads=1", f"--connections={CLIENTS}", f"--duration={seconds:.0f}s", "--timeout=30s"]
-    command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}{flood.route}"]
-    environment = os.environ | {"BENCH_BODY": str(body), "BENCH_CONTENT_TYPE": flood.content_type, "BENCH_SECONDS": "1"}
+    command, environment = wrk(port, Payload(body, flood.content_type, flood.route), CLIENTS, seconds)
     environment |= {"BENCH_CODING": flood.coding} if flood.coding else {}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 

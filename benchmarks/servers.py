@@ -65,13 +65,18 @@ def make_picture(folder: Path, name: str, size: tuple[int, int]) -> Picture:
     return picture
 
 
-def load(port: int, payload: Payload, clients: int, seconds: float) -> dict[str, Any]:
-    """Post the payload from a number of clients, each again as soon as it has its answer; return what wrk counted."""
+def wrk(port: int, payload: Payload, clients: int, seconds: float) -> tuple[list[str], dict[str, str]]:
+    """Return the command that posts the payload again and again, and its environment."""
     whole = f"{seconds:.0f}"
     command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={whole}s", "--timeout=30s"]
     command += [f"--script={HERE / 'post.lua'}", f"http://127.0.0.1:{port}{payload.route}"]
     environment = os.environ | {"BENCH_BODY": str(payload.body), "BENCH_CONTENT_TYPE": payload.content_type}
-    environment |= {"BENCH_SECONDS": whole}
+    return command, environment | {"BENCH_SECONDS": whole}
+
+
+def load(port: int, payload: Payload, clients: int, seconds: float) -> dict[str, Any]:
+    """Post the payload from a number of clients, each again as soon as it has its answer; return what wrk counted."""
+    command, environment = wrk(port, payload, clients, seconds)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {
