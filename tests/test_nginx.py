@@ -65,19 +65,23 @@ def test_a_server_of_two_that_is_killed_loses_no_request(before: Callable[..., P
     """Neither those that it had, pictures that were too large for nginx's memory among them, nor those that come."""
     found, stopped = Counter[int](), threading.Event()
     large = PIXEL + bytes(1_500_000)
-    with FakeServer("--timeout", "300") as dying, FakeServer() as living:  # the first answers nothing itself
+    # The first answers nothing itself, and has one request in its lane, so that the others wait.
+    with FakeServer("--timeout", "300", "--max-batch", "1") as dying, FakeServer() as living:
         port = before(dying.port, living.port).port
 
         def client(data: bytes) -> None:
             while not stopped.is_set():
                 found[ask(port, data)[0]] += 1
 
-        dying.tell("hold")
+        for fake in (dying, living):  # so that nginx shares the clients out, however quick the living one is
+            fake.tell("hold")
         clients = [threading.Thread(target=client, args=[data]) for data in [post(), post(large)] * 4]
         try:
             for thread in clients:
                 thread.start()
-            wait_until(lambda: dying.tell()["waiting"] >= 2 and found[200] > 8)
+            wait_until(lambda: dying.tell()["waiting"] >= 2)
+            living.tell("go")
+            wait_until(lambda: found[200] > 8)
             dying.popen.kill()
             answered = sum(found.values())
             wait_until(lambda: sum(found.values()) > answered + 50)
