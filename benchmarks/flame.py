@@ -86,7 +86,7 @@ def record(args: argparse.Namespace, folder: Path) -> tuple[Counter[Stack], floa
         server.first_answer(payload)
         load(port, payload, args.clients, 2)
         spying = [args.py_spy, "record", "--pid", str(server.process.pid), "--format", "raw", "--output", str(raw)]
-        spying += ["--duration", str(args.seconds), "--rate", "200", "--nonblocking"]
+        spying += ["--duration", str(args.seconds), "--rate", "200"]
         with subprocess.Popen(spying, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as spy:
             rate = load(port, payload, args.clients, args.seconds)["rps"]
             spy.wait()

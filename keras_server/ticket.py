@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import random
 import re
 import socket
 import threading
@@ -24,7 +24,7 @@ DESCRIBED = {  # headers that describe() reads, and what WSGI calls them
     "x-forwarded-for": "HTTP_X_FORWARDED_FOR",
     "traceparent": "HTTP_TRACEPARENT",
 }
-LOOK_SECONDS = 0.02  # between two looks at which clients have left, where others want their places
+LOOK_SECONDS = 0.02  # between two looks whether a client has left; each lets another thread take Python's lock
 PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)  # the front's sockets never block anyway
 
 
@@ -37,6 +37,7 @@ class Ticket:
         self.arrived = time.monotonic()
         self.due = self.arrived + seconds
         self.gone = False  # the client left
+        self.looked = self.arrived  # when it was looked whether it has
         self.closed = False
         self.images = self.pixels = 0
         self.seconds = 0.0  # of a processor that its pictures take
@@ -52,8 +53,9 @@ class Ticket:
 
     @property
     def over(self) -> bool:
-        """Whether an answer would be work for nobody."""
-        return self.left <= 0 or self.client_left()
+        """Whether an answer would be work for nobody, as far as known; who has left may be known LOOK_SECONDS later."""
+        now = time.monotonic()
+        return now >= self.due or self.gone or (now > self.looked + LOOK_SECONDS and self.client_left())
 
     def client_left(self) -> bool:
         """Look whether the client has closed the connection, even if only its half of it. Never waits; any thread."""
@@ -65,6 +67,7 @@ class Ticket:
                     pass  # nothing has come: it waits
                 except OSError:
                     self.gone = True
+                self.looked = time.monotonic()
         return self.gone
 
     def release(self) -> None:
@@ -86,7 +89,8 @@ class Ticket:
         self.address = client_address(peer, forwarded, proxies)
         self.trace = trace_of(str(environ.get("HTTP_TRACEPARENT", "")))
         chosen = str(environ.get("HTTP_X_REQUEST_ID", ""))
-        self.id = self.id or (chosen if ID.fullmatch(chosen) else os.urandom(16).hex())
+        # Not of os.urandom(), for which another thread may take Python's lock: an id is a name, no secret.
+        self.id = self.id or (chosen if ID.fullmatch(chosen) else f"{random.getrandbits(128):032x}")
 
     def close(self, status: int, route: str = "other") -> None:
         """Count and log the answer, once: the front may have answered before the app did."""

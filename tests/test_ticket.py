@@ -45,6 +45,31 @@ def test_a_client_that_has_closed_its_half_or_all_is_gone(ends: tuple[socket.soc
     assert ticket.over
 
 
+def test_who_has_left_is_looked_for_once_in_a_while(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = ends
+    client.close()
+    monkeypatch.setattr("keras_server.ticket.LOOK_SECONDS", 3600)
+    ticket = Ticket(60, server)
+    assert not ticket.over
+    assert not ticket.gone
+    monkeypatch.setattr("keras_server.ticket.LOOK_SECONDS", 0)
+    assert ticket.over
+    assert ticket.gone
+
+
+def test_looking_again_has_to_wait(ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, client = ends
+    ticket = Ticket(60, server)
+    ticket.looked -= 3600
+    assert not ticket.over  # it has looked
+    client.close()
+    monkeypatch.setattr("keras_server.ticket.LOOK_SECONDS", 1800)
+    assert not ticket.over
+    assert ticket.client_left()  # who asks for this wants to know it now
+
+
 def test_a_released_socket_is_looked_at_no_more(ends: tuple[socket.socket, socket.socket]) -> None:
     server, client = ends
     ticket = Ticket(60, server)

@@ -68,11 +68,12 @@ class App(flask.Flask):
         """
         if not flask.has_request_context():
             return self.registry.find()
-        if "served" not in flask.g:
+        served: Served | None = flask.g.get("served")
+        if served is None:
             parts, request = flask.request.view_args or {}, flask.request
             name = parts.get("name", request.args.get("model"))
-            flask.g.served = self.registry.take(name, parts.get("version"), parts.get("label"))
-        return cast(Served, flask.g.served)
+            served = flask.g.served = self.registry.take(name, parts.get("version"), parts.get("label"))
+        return served
 
     def model_settings(self) -> Settings:
         """Return the settings as they are for that model. Raises likewise."""
